@@ -1,0 +1,1 @@
+"""Saving and restoring training state with Orbax, which only this package imports."""

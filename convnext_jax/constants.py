@@ -1,0 +1,8 @@
+"""Values that models, data and conversion share."""
+
+# Mean and standard deviation of ImageNet's RGB channels, for pixels scaled to [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+IMAGENET_1K_CLASSES = 1000
+IMAGENET_22K_CLASSES = 21841

@@ -1,0 +1,1 @@
+"""Evaluation that counts every example exactly once."""
