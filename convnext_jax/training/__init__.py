@@ -1,1 +1,1 @@
-"""Training: state, losses, the step, the loop around it and what they report."""
+"""Training: state, the step, the loop around it and what it reports."""

@@ -1,0 +1,44 @@
+# The README's two commands are `make train` and `make test`; each sets up .venv by itself.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: train test lint test-fast test-slow format clean
+
+train: .venv/.train
+	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
+
+test: lint test-fast
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+# Two processes: compiling, which most of the time goes to, uses one core each.
+test-fast: .venv/.test
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: .venv/.test
+	$(BIN)/python -m pytest -m slow
+
+format: .venv/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv .venv
+
+.venv/.train: requirements.txt setup.cfg pyproject.toml | .venv/bin/python
+	$(BIN)/pip install -q -r requirements.txt
+	$(BIN)/pip install -q --no-deps -e .
+	touch $@
+
+.venv/.test: .venv/.train requirements-test.txt
+	$(BIN)/pip install -q -r requirements-test.txt
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

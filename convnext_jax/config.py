@@ -1,0 +1,286 @@
+"""The configuration of a run: its keys, their defaults, and the checks on them.
+
+A config file returns `default_config()` with its own values set; the command line overrides single
+keys; `resolve` turns the result into frozen dataclasses. The dataclasses below are the list of all
+keys.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from convnext_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The model; None means the variant's own value."""
+
+    name: str = "convnext_tiny"
+    dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
+    drop_path: float = 0.0  # probability of dropping the last block; the first is never dropped
+    depths: tuple[int, ...] | None = None  # blocks in each stage
+    dims: tuple[int, ...] | None = None  # channels of each stage
+    kernel_size: int | None = None
+    layer_scale_init: float | None = None  # 0: no layer scale
+    head_init_scale: float = 1.0
+    remat: bool = False  # recompute each block's activations in the backward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The dataset, its transforms and the batch."""
+
+    name: str = "imagenet2012"  # as TFDS names it: name, name/config, name:version
+    dir: str | None = None  # TFDS's data directory; None: TFDS's own default
+    train_split: str = "train"
+    eval_split: str = "validation"
+    global_batch: int = 4096  # examples of one optimiser step, over all devices
+    per_device_batch: int | None = None  # at most so many at once; the step accumulates the rest
+    eval_batch: int | None = None  # over all devices; None: as many as the step takes at once
+    image_size: int | None = None  # pixels; None: the variant's
+    crop: str = "random_resized"  # or padded: 4 pixels of black around, for small images
+    flip: float = 0.5  # probability of a horizontal flip
+    eval_crop: float | None = None  # centre share of the resized image's side; None: the variant's
+    workers: int = 0  # decoding processes; 0: threads of this process
+    threads: int = 8  # decoding threads in each process
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, its schedule, the loss and the moving average."""
+
+    lr: float = 4e-3
+    min_lr: float = 1e-6
+    warmup_epochs: float = 20.0
+    weight_decay: float = 0.05
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 0.0  # global norm; 0: no clipping
+    label_smoothing: float = 0.1
+    ema_decay: float = 0.9999  # 0: no moving average
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; -1 for the rest."""
+
+    data: int = -1
+    fsdp: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, beside after every evaluation, and what to keep, beside the best."""
+
+    every_steps: int | None = None
+    keep_last: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    seed: int = 0
+    num_epochs: float = 300.0
+    num_steps: int | None = None  # ends the run early, or late, whatever `num_epochs`; None: epochs
+    eval_every_epochs: float = 1.0
+    log_every_steps: int = 50
+    profile_steps: int = 0  # steps to profile, shortly after the start
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def steps(self, num_examples: int) -> "Steps":
+        """Converts epochs to optimiser steps.
+
+        Args:
+          num_examples: of the training split. The last `num_examples % global_batch` of an epoch's
+            order are left out, as in the reference.
+
+        Raises:
+          InputError: the batch is larger than the split, or the warm-up longer than the run.
+        """
+        per_epoch = num_examples // self.data.global_batch
+        if per_epoch == 0:
+            raise InputError(
+                f"`data.global_batch` (={self.data.global_batch}) must be at most the number of"
+                f" training examples (={num_examples})"
+            )
+        total = self.num_steps
+        if total is None:
+            total = max(round(self.num_epochs * per_epoch), 1)
+        warmup = round(self.optim.warmup_epochs * per_epoch)
+        if self.num_steps is not None:
+            # A run cut short to try something out still goes through its schedule.
+            warmup = min(warmup, total)
+        if warmup > total:
+            raise InputError(
+                f"`optim.warmup_epochs` (={self.optim.warmup_epochs}) must be at most `num_epochs`"
+                f" (={self.num_epochs})"
+            )
+        evaluate_every = max(round(self.eval_every_epochs * per_epoch), 1)
+        return Steps(per_epoch, total, warmup, evaluate_every)
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Lengths in optimiser steps."""
+
+    per_epoch: int
+    total: int
+    warmup: int
+    evaluate_every: int
+
+
+def default_config() -> ConfigDict:
+    """All keys with their defaults, locked: setting a key that does not exist is an error."""
+    return _to_config_dict(Config())
+
+
+def _to_config_dict(section: Any) -> ConfigDict:
+    hints = typing.get_type_hints(type(section))
+    result = ConfigDict()
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            value = _to_config_dict(value)
+        elif isinstance(hints[field.name], types.UnionType):
+            # A placeholder keeps the type of a key that may be None, for checking later overrides.
+            (base,) = (t for t in typing.get_args(hints[field.name]) if t is not type(None))
+            placeholder = config_dict.placeholder(typing.get_origin(base) or base)
+            if value is not None:
+                placeholder.set(value)
+            value = placeholder
+        result[field.name] = value
+    return result.lock()
+
+
+def resolve(config: ConfigDict) -> Config:
+    """Checks a configuration and freezes it.
+
+    Raises:
+      InputError: an unknown key (with the closest existing ones), a value of the wrong type, or a
+        value out of its range.
+    """
+    resolved = from_dict(config.to_dict())
+    _check_ranges(resolved)
+    return resolved
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Builds a `Config` from nested dictionaries, such as those that `dataclasses.asdict` gives.
+
+    Raises:
+      InputError: an unknown key or a value of the wrong type.
+    """
+    return _build(Config, values, prefix="")
+
+
+def unknown_key(key: str) -> InputError:
+    """The error for a key that no config has, with the closest that exist."""
+    close = difflib.get_close_matches(key, all_keys(), n=3)
+    hint = f"; did you mean {' or '.join(f'`{k}`' for k in close)}?" if close else ""
+    return InputError(f"unknown config key `{key}`{hint}")
+
+
+def all_keys(section: type = Config, prefix: str = "") -> list[str]:
+    """The dotted names of all keys, such as `optim.lr`."""
+    keys = []
+    for name, hint in typing.get_type_hints(section).items():
+        nested = dataclasses.is_dataclass(hint)
+        keys += all_keys(hint, f"{prefix}{name}.") if nested else [prefix + name]  # pyright: ignore[reportArgumentType]
+    return keys
+
+
+def _build(section: type, values: dict[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(section)
+    arguments = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise unknown_key(prefix + name)
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            arguments[name] = _build(hint, value, f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
+        else:
+            arguments[name] = _typed(value, hint, prefix + name)
+    return section(**arguments)
+
+
+def _typed(value: Any, hint: Any, key: str) -> Any:
+    union = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    allowed = [typing.get_origin(t) or t for t in union]
+    # An int is a fine float; a bool is an int to Python, but not to a reader of a config; and JSON,
+    # in which checkpoints keep their config, has no tuples.
+    if float in allowed and type(value) is int:
+        value = float(value)
+    if tuple in allowed and type(value) is list:
+        value = tuple(value)
+    whole = type(value) is not tuple or all(type(x) is int for x in value)
+    if type(value) not in allowed or not whole:
+        spoken: dict[Any, str] = {type(None): "None", tuple: "tuple of int"}
+        names = " or ".join(spoken.get(t) or t.__name__ for t in allowed)
+        raise InputError(f"`{key}` (={value!r}) must be of type {names}")
+    return value
+
+
+def _check_ranges(config: Config) -> None:
+    def check(key: str, holds: bool, rule: str) -> None:
+        if not holds:
+            value: Any = config
+            for part in key.split("."):
+                value = getattr(value, part)
+            raise InputError(f"`{key}` (={value!r}) must {rule}")
+
+    for key, value in _numbers(config, ""):
+        check(key, math.isfinite(value), "be finite")
+    data, optim, model = config.data, config.optim, config.model
+    check("seed", 0 <= config.seed < 2**32, "lie in [0, 2**32)")
+    check("num_epochs", config.num_epochs > 0, "be positive")
+    check("num_steps", config.num_steps is None or config.num_steps > 0, "be positive, or None")
+    check("eval_every_epochs", config.eval_every_epochs > 0, "be positive")
+    check("log_every_steps", config.log_every_steps > 0, "be positive")
+    check("profile_steps", config.profile_steps >= 0, "not be negative")
+    check("model.dtype", model.dtype in ("float32", "bfloat16"), "be float32 or bfloat16")
+    check("model.drop_path", 0 <= model.drop_path < 1, "lie in [0, 1)")
+    check("data.global_batch", data.global_batch > 0, "be positive")
+    for key in ("per_device_batch", "eval_batch", "image_size"):
+        value = getattr(data, key)
+        check(f"data.{key}", value is None or value > 0, "be positive, or None")
+    check("data.crop", data.crop in ("random_resized", "padded"), "be random_resized or padded")
+    check("data.flip", 0 <= data.flip <= 1, "lie in [0, 1]")
+    check("data.eval_crop", data.eval_crop is None or 0 < data.eval_crop <= 1, "lie in (0, 1]")
+    check("data.workers", data.workers >= 0, "not be negative")
+    check("data.threads", data.threads > 0, "be positive")
+    check("optim.lr", optim.lr > 0, "be positive")
+    check("optim.min_lr", 0 <= optim.min_lr <= optim.lr, "lie in [0, optim.lr]")
+    check("optim.warmup_epochs", optim.warmup_epochs >= 0, "not be negative")
+    check("optim.weight_decay", optim.weight_decay >= 0, "not be negative")
+    check("optim.b1", 0 <= optim.b1 < 1, "lie in [0, 1)")
+    check("optim.b2", 0 <= optim.b2 < 1, "lie in [0, 1)")
+    check("optim.eps", optim.eps > 0, "be positive")
+    check("optim.clip_norm", optim.clip_norm >= 0, "not be negative")
+    check("optim.label_smoothing", 0 <= optim.label_smoothing < 1, "lie in [0, 1)")
+    check("optim.ema_decay", 0 <= optim.ema_decay < 1, "lie in [0, 1)")
+    every = config.checkpoint.every_steps
+    check("checkpoint.every_steps", every is None or every > 0, "be positive, or None")
+    check("checkpoint.keep_last", config.checkpoint.keep_last > 0, "be positive")
+
+
+def _numbers(section: Any, prefix: str) -> list[tuple[str, float]]:
+    found = []
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            found += _numbers(value, f"{prefix}{field.name}.")
+        elif isinstance(value, float):
+            found.append((prefix + field.name, value))
+    return found

@@ -1,0 +1,90 @@
+"""Evaluates a checkpoint: `python -m convnext_jax.evaluate --checkpoint WORKDIR [--ema]`.
+
+A checkpoint says itself what model it is and how its images are prepared; no config file is needed.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import logging
+
+from convnext_jax import builders, sharding
+from convnext_jax.checkpointing.manager import find_step, read_description
+from convnext_jax.config import from_dict
+from convnext_jax.data.sources import open_source
+from convnext_jax.errors import InputError, exit_in_one_sentence
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convnext_jax.evaluate", description="Evaluate a checkpoint."
+    )
+    parser.add_argument("--checkpoint", required=True, help="workdir of a run, or one step in it")
+    parser.add_argument("--step", default="latest", help="latest (default), best, or a number")
+    parser.add_argument("--ema", action="store_true", help="the moving average of the parameters")
+    parser.add_argument("--dataset", help="TFDS name (default: what the run evaluated on)")
+    parser.add_argument("--data_dir", help="TFDS data directory (default: the run's)")
+    parser.add_argument("--split", help="default: what the run evaluated on")
+    parser.add_argument("--batch_size", type=int, help="over all devices (default: the run's)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    return parser.parse_args(arguments)
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
+    """Evaluates what the arguments name; returns what is printed.
+
+    Raises:
+      InputError: the checkpoint or the dataset is not there, or they do not fit each other.
+    """
+    item = "ema" if arguments.ema else "params"
+    place = find_step(Path(arguments.checkpoint), arguments.step, f"eval_{item}_top1")
+    description = read_description(*place)
+    config = from_dict(description["config"])
+    given = {
+        "name": arguments.dataset,
+        "dir": arguments.data_dir,
+        "eval_split": arguments.split,
+        "eval_batch": arguments.batch_size,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **given))
+    mesh = sharding.create_mesh()
+    source = open_source(config.data.name, config.data.eval_split, config.data.dir)
+    if source.num_classes != description["num_classes"]:
+        raise InputError(
+            f"dataset `{config.data.name}` has {source.num_classes} classes, but the checkpoint's"
+            f" model has {description['num_classes']}"
+        )
+    evaluator = builders.build_evaluator(config, source, mesh)
+    params = builders.restore_params(config, source.num_classes, place, item, mesh)
+    results = evaluator({item: params})[item]
+    return {
+        "model": config.model.name,
+        "step": place[1],
+        "parameters": item,
+        "dataset": config.data.name,
+        "split": config.data.eval_split,
+    } | results
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    logging.set_verbosity(logging.ERROR)
+    parsed = parse_arguments(arguments)
+    with exit_in_one_sentence():
+        results = evaluate(parsed)
+        if parsed.json:
+            print(json.dumps(results))
+        else:
+            print(
+                "{model}, step {step} ({parameters}), on {num_examples} images of {dataset}"
+                " `{split}`: top-1 {top1:.3%}, top-5 {top5:.3%}, loss {loss:.4f}".format(**results)
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Accuracy and loss of sets of parameters over a whole split."""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from convnext_jax import sharding
+from convnext_jax.data.normalize import normalize
+from convnext_jax.data.pipeline import Batches
+from convnext_jax.errors import InputError
+from convnext_jax.evaluation.metrics import masked_sums
+
+
+class Evaluator:
+    """Evaluates parameters on every example of a split, each exactly once."""
+
+    def __init__(
+        self,
+        apply: Callable[..., jax.Array],
+        batches: Callable[[], Batches],
+        *,
+        num_examples: int,
+        mesh: Mesh,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        """Compiles nothing yet; the first pass does, once for all passes.
+
+        Args:
+          apply: the model as a function (params, images) -> logits [N, classes].
+          batches: starts a pass over the split: this process's rows of `image` uint8 [n, H, W, 3],
+            `label` int [n] and `mask` [n], 0 where a row only fills the last batch.
+          num_examples: of the split, over all processes.
+          mesh: where batches and parameters lie.
+          mean: channel means for pixels in [0, 1].
+          std: channel standard deviations.
+        """
+        self._batches = batches
+        self._num_examples = num_examples
+        self._mesh = mesh
+
+        def sums(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            logits = apply(params, normalize(batch["image"], mean, std))
+            return masked_sums(logits, batch["label"], batch["mask"])
+
+        self._sums = jax.jit(sums, out_shardings=sharding.replicated(mesh))
+
+    def __call__(self, candidates: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        """Evaluates one or several sets of parameters in one pass over the data.
+
+        Args:
+          candidates: parameter trees by a name of the caller's, for instance raw and moving
+            average.
+
+        Returns:
+          For each name: `top1` and `top5` as fractions, the mean `loss`, and `num_examples`.
+
+        Raises:
+          InputError: the data had another number of examples than the split says.
+        """
+        totals = {name: dict[str, float]() for name in candidates}
+        pending: deque[dict[str, dict[str, jax.Array]]] = deque()
+
+        def add_oldest() -> None:
+            for name, sums in jax.device_get(pending.popleft()).items():
+                for key, value in sums.items():
+                    totals[name][key] = totals[name].get(key, 0.0) + float(value)
+
+        with contextlib.closing(self._batches()) as batches:
+            for rows in batches:
+                batch = sharding.global_batch(rows, self._mesh)
+                pending.append({name: self._sums(p, batch) for name, p in candidates.items()})
+                # One batch is decoded while another is computed; more would only fill memory.
+                if len(pending) > 1:
+                    add_oldest()
+            while pending:
+                add_oldest()
+        return {name: self._means(total) for name, total in totals.items()}
+
+    def _means(self, total: dict[str, float]) -> dict[str, float]:
+        count = int(total.get("count", 0))
+        if count != self._num_examples:
+            raise InputError(
+                f"evaluation saw {count} examples, but the split has {self._num_examples}"
+            )
+        means = {key: total[key] / count for key in ("top1", "top5", "loss")}
+        return means | {"num_examples": count}

@@ -1,0 +1,32 @@
+"""Sums over a batch whose last rows may only fill it up."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def masked_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Sums over the rows of a batch that count.
+
+    Args:
+      logits: [N, classes]; of equal logits the lower class wins, and with fewer than five classes
+        every label is among the first five.
+      labels: int [N], in [0, classes).
+      mask: [N], 1 for rows that count and 0 for filling.
+
+    Returns:
+      float32 scalars: `count` of rows, their `loss` (cross entropy, natural logarithm), and how
+      many have their label first (`top1`) and among the first five (`top5`).
+    """
+    logits = logits.astype(jnp.float32)
+    counts = mask > 0
+    _, predictions = jax.lax.top_k(logits, min(5, logits.shape[1]))
+    hits = (predictions == labels[:, None]) & counts[:, None]
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return {
+        "count": jnp.sum(counts, dtype=jnp.float32),
+        # `where`, not a product: the loss of a filling row may not be finite.
+        "loss": jnp.sum(jnp.where(counts, loss, 0.0)),
+        "top1": jnp.sum(hits[:, 0], dtype=jnp.float32),
+        "top5": jnp.sum(hits, dtype=jnp.float32),
+    }

@@ -1,0 +1,95 @@
+"""Trains, or goes on training: `python -m convnext_jax.main --config FILE --workdir DIR`.
+
+The same command on the same workdir continues the run. Exit status: 0 done (also if it was done
+before), 1 the run had to stop, 2 the input cannot be used; 1 and 2 come with one sentence on
+stderr.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+# TensorFlow, which clu's TensorBoard writer imports, would greet with a page of log lines.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from convnext_jax import builders
+from convnext_jax.checkpointing.manager import completed_steps
+from convnext_jax.config import Config, all_keys, resolve, unknown_key
+from convnext_jax.errors import InputError, exit_in_one_sentence
+from convnext_jax.training import loop, summary
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, or FILE:VARIANT.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; continued if it has one.")
+
+
+def run(config: Config, workdir: Path) -> None:
+    """Trains to the end and leaves `summary.json` and `curves.png`, unless that is done already."""
+    began = time.perf_counter()
+    job = builders.build_run(config)
+    workdir = builders.prepare_workdir(workdir)
+    start = max(completed_steps(workdir / "checkpoints"), default=0)
+    finished = (workdir / summary.SUMMARY_FILE).exists() and start >= job.total_steps
+    if not finished:
+        loop.train(job, workdir)
+    if jax.process_index() != 0:
+        return
+    if finished:
+        results = summary.read_summary(workdir)
+        print(f"this run was finished before, at step {start}; nothing to do")
+    else:
+        seconds = time.perf_counter() - began
+        facts = builders.facts(config, job) | {"resumed_from_step": start, "seconds": seconds}
+        results = summary.write_summary(workdir, facts)
+        summary.write_curves(workdir, f"{results['model']} on {results['dataset']}")
+    print(summary.final_line(results, workdir))
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line.
+
+    Raises:
+      SystemExit: after one sentence, for a flag, a config file or a config key that does not exist.
+    """
+    with exit_in_one_sentence():
+        for argument in argv[1:]:
+            name = argument.lstrip("-").partition("=")[0]
+            key = name.removeprefix("config.")
+            # Before absl sees it, whose answer would be a traceback.
+            if argument.startswith("-") and key != name and key not in all_keys():
+                raise unknown_key(key)
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            raise InputError(str(error)) from error
+        except (AttributeError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"the config file cannot be used: {reason}") from error
+        if len(rest) > 1:
+            raise InputError(f"`{rest[1]}` is not a flag; overrides are `--config.KEY=VALUE`")
+        # Not `_CONFIG.value`, which raises where the file could not be loaded.
+        for name in ("config", "workdir"):
+            if not flags.FLAGS[name].present:
+                raise InputError(f"`--{name}` must be given")
+        file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+        if not file.is_file():
+            raise InputError(f"`--config` (={file}) must be a config file, and there is none")
+        return rest
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs after the flags are parsed."""
+    del argv
+    # Libraries log how they work; a run reports itself.
+    logging.set_verbosity(logging.ERROR)
+    with exit_in_one_sentence():
+        config = resolve(_CONFIG.value)
+        run(config, Path(str(_WORKDIR.value)))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,40 @@
+"""AdamW as the reference runs it."""
+
+import optax
+
+from convnext_jax.optim.param_groups import decay_mask
+
+
+def create_optimizer(
+    learning_rate: optax.Schedule,
+    *,
+    weight_decay: float = 0.05,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """AdamW with PyTorch's semantics: a step moves p by `-lr * (adam + weight_decay * p)`.
+
+    The decay is multiplied by the *scheduled* learning rate, and applies where `decay_mask` says.
+    Moments are float32 like the parameters.
+
+    Args:
+      learning_rate: schedule over optimiser steps.
+      weight_decay: the decay's factor, before the learning rate.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the bias-corrected second moment.
+      clip_norm: gradients with a larger global norm are scaled down to it; None for no clipping.
+
+    Returns:
+      The chain. Its state's arrays follow the order of the parameter tree.
+    """
+    steps = [
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.add_decayed_weights(weight_decay, mask=decay_mask),
+        optax.scale_by_learning_rate(learning_rate),
+    ]
+    if clip_norm is not None:
+        steps.insert(0, optax.clip_by_global_norm(clip_norm))
+    return optax.chain(*steps)

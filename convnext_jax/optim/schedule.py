@@ -1,0 +1,46 @@
+"""The learning rate: linear warm-up, then half a cosine."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from convnext_jax.errors import InputError
+
+
+def warmup_cosine(
+    peak: float, *, total_steps: int, warmup_steps: int = 0, minimum: float = 1e-6
+) -> optax.Schedule:
+    """The schedule of the paper's runs (reference: `cosine_scheduler` in the official code).
+
+    Warm-up is `linspace(0, peak, warmup_steps)`, both ends included, so the first step has rate 0
+    and the peak comes twice. Of the T steps that remain, step i of 0..T-1 has
+    `minimum + (peak - minimum) * (1 + cos(pi * i / T)) / 2`, which ends just above `minimum`.
+
+    Args:
+      peak: the highest learning rate.
+      total_steps: optimiser steps of the whole run.
+      warmup_steps: of these, how many are warm-up.
+      minimum: what the cosine goes down to.
+
+    Returns:
+      A function of the step (int scalar, from 0) that gives a float32 scalar.
+
+    Raises:
+      InputError: warm-up longer than the run.
+    """
+    if not 0 <= warmup_steps <= total_steps:
+        raise InputError(
+            f"the warm-up (={warmup_steps} steps) must lie within the run (={total_steps} steps)"
+        )
+    cosine_steps = total_steps - warmup_steps
+
+    def learning_rate(step: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(step)
+        warmup = peak * step.astype(jnp.float32) / max(warmup_steps - 1, 1)
+        # (1 + cos(pi i / T)) / 2 = sin^2(pi (T - i) / 2T), which keeps its relative precision in
+        # float32 at the end of the run, where 1 + cos cancels.
+        remaining = (total_steps - step).astype(jnp.float32) / max(cosine_steps, 1)
+        cosine = minimum + (peak - minimum) * jnp.sin(jnp.pi / 2 * remaining) ** 2
+        return jnp.where(step < warmup_steps, warmup, cosine)
+
+    return learning_rate

@@ -1,0 +1,103 @@
+"""The device mesh, and where the batch and the parameters lie on it."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from convnext_jax.errors import InputError
+
+# The mesh axes. Both split the batch; `fsdp` also splits large parameters.
+AXES = ("data", "fsdp")
+
+# Parameters below this many elements stay whole: gathering them costs more than it saves.
+FSDP_MIN_SIZE = 2**14
+
+
+def create_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """Arranges all devices of all processes in a mesh with the axes `AXES`.
+
+    Args:
+      data: number of devices along `data`; -1 for all that `fsdp` leaves.
+      fsdp: number of devices along `fsdp`; -1 for all that `data` leaves.
+
+    Returns:
+      A mesh with automatic axes: the compiler places what the program leaves open.
+
+    Raises:
+      InputError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    sizes = {"data": data, "fsdp": fsdp}
+    for name, size in sizes.items():
+        if size != -1 and size < 1:
+            raise InputError(f"`mesh.{name}` (={size}) must be positive, or -1 for the rest")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) == 2:
+        raise InputError("`mesh.data` and `mesh.fsdp` must not both be -1")
+    if devices % known or (not free and known != devices):
+        raise InputError(
+            f"`mesh.data` (={data}) times `mesh.fsdp` (={fsdp}) must make the number of devices"
+            f" (={devices})"
+        )
+    if free:
+        sizes[free[0]] = devices // known
+    return jax.make_mesh(
+        tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis is split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Decides how each array of a tree of parameters, or of what mirrors them, is split.
+
+    The rule sees shapes alone, so a parameter, its moments and its moving average are split alike.
+    An array of at least `FSDP_MIN_SIZE` elements is split over `fsdp` along its largest axis that
+    divides; every other array is replicated. With `fsdp` of size one all are.
+
+    Args:
+      tree: arrays, or anything with a `shape`.
+      mesh: from `create_mesh`.
+
+    Returns:
+      A tree of `NamedSharding` of the same structure.
+    """
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _fsdp_spec(leaf.shape, mesh)), tree)
+
+
+def _fsdp_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    parts = mesh.shape["fsdp"]
+    divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or math.prod(shape) < FSDP_MIN_SIZE or not divisible:
+        return PartitionSpec()
+    largest = max(divisible, key=lambda axis: shape[axis])
+    return PartitionSpec(*("fsdp" if axis == largest else None for axis in range(len(shape))))
+
+
+def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes global arrays of the rows that this process holds.
+
+    Args:
+      batch: arrays [rows of this process, ...].
+      mesh: from `create_mesh`.
+
+    Returns:
+      Arrays [rows of all processes, ...], split by `batch_sharding`. The copy to the devices is
+      started, not awaited.
+    """
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }

@@ -1,0 +1,258 @@
+"""The training loop: evaluate, save, take the next batch, step; and again."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from convnext_jax import sharding
+from convnext_jax.checkpointing.manager import Checkpoints, abstract_like, restore
+from convnext_jax.data.pipeline import Batches
+from convnext_jax.errors import RunError
+from convnext_jax.evaluation.evaluator import Evaluator
+from convnext_jax.training.reporting import Reporter
+from convnext_jax.training.state import TrainState
+from convnext_jax.training.step import METRICS
+
+# Steps that may be dispatched before the first of them is done: enough to keep the accelerator
+# busy, few enough that batches do not pile up in its memory.
+_STEPS_IN_FLIGHT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything a training run needs; `builders.build_run` makes it from a config.
+
+    Attributes:
+      mesh: the devices.
+      abstract_state: shapes and types of the state.
+      state_shardings: where its arrays lie; same structure.
+      initialize: gives the state before the first step, placed by `state_shardings`.
+      train_step: jitted and donating (state, batch) -> (state, metrics in the order of `METRICS`).
+      evaluator: for the evaluation split.
+      batches: first step -> this process's batches from there to the last step.
+      description: stored with every checkpoint.
+      global_batch: examples a step.
+      steps_per_epoch: optimiser steps.
+      total_steps: of the run.
+      evaluate_every: steps between evaluations; there is always one at the end.
+      save_every: steps between further saves, or None. Each evaluation is followed by a save.
+      keep_last: newest checkpoints to keep, beside the best.
+      log_every: steps that one record of metrics covers.
+      profile_steps: steps to profile after the first ones of this process.
+    """
+
+    mesh: Mesh
+    abstract_state: TrainState
+    state_shardings: TrainState
+    initialize: Callable[[], TrainState]
+    train_step: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, jax.Array]]
+    evaluator: Evaluator
+    batches: Callable[[int], Batches]
+    description: dict[str, Any]
+    global_batch: int
+    steps_per_epoch: int
+    total_steps: int
+    evaluate_every: int
+    save_every: int | None
+    keep_last: int
+    log_every: int
+    profile_steps: int
+
+    @property
+    def best_metric(self) -> str:
+        """Decides which checkpoint is best: of the moving average, where the run keeps one."""
+        return "eval_params_top1" if self.abstract_state.ema is None else "eval_ema_top1"
+
+
+def train(run: Run, workdir: Path) -> TrainState:
+    """Trains from the newest checkpoint in `workdir`, or from the start, to the last step.
+
+    The initial weights are, by precedence: 1. the workdir's own checkpoint; 2. random.
+
+    Args:
+      run: what to do.
+      workdir: gets `metrics.jsonl`, `tensorboard/`, `checkpoints/` and, if asked for, `profile/`.
+
+    Returns:
+      The final state, which is also saved.
+
+    Raises:
+      RunError: a loss that is not finite, or a save that failed.
+      InputError: the workdir's checkpoint belongs to another model.
+    """
+    with contextlib.ExitStack() as stack:
+        directory = workdir / "checkpoints"
+        checkpoints = Checkpoints(directory, keep_last=run.keep_last, best_metric=run.best_metric)
+        stack.callback(checkpoints.close)
+        start = checkpoints.latest_step() or 0
+        state = restore_state(run, directory, start) if start else run.initialize()
+        reporter = Reporter(
+            workdir,
+            start_step=start,
+            total_steps=run.total_steps,
+            active=jax.process_index() == 0,
+        )
+        stack.callback(reporter.close)
+        reporter.start(state.params, run.description["config"])
+        if start:
+            reporter.line(f"resuming after step {start} of {run.total_steps}")
+        batches = stack.enter_context(contextlib.closing(run.batches(start)))
+        meter = _Meter(run, reporter, start, checkpoints)
+        # Not the first steps: they compile.
+        profile_from = start + 1 + _STEPS_IN_FLIGHT
+        profile_to = min(profile_from + run.profile_steps, run.total_steps)
+        for step in range(start, run.total_steps + 1):
+            evaluate = step == run.total_steps or step % run.evaluate_every == 0
+            save = run.save_every is not None and step % run.save_every == 0
+            # What is due at the first step was done before its checkpoint was saved.
+            if step > start and (evaluate or save):
+                meter.drain()
+                with meter.paused():
+                    results = None
+                    if evaluate:
+                        results = run.evaluator(_candidates(state))
+                        reporter.evaluation(step, step / run.steps_per_epoch, results)
+                    _save(run, checkpoints, state, step, results)
+            if step == run.total_steps:
+                break
+            if profile_from < profile_to and step == profile_from:
+                jax.profiler.start_trace(str(workdir / "profile"))
+            began = time.perf_counter()
+            batch = sharding.global_batch(next(batches), run.mesh)
+            meter.waited(time.perf_counter() - began)
+            state, metrics = run.train_step(state, batch)
+            meter.add(step + 1, metrics)
+            if profile_from < profile_to and step + 1 == profile_to:
+                jax.block_until_ready(metrics)
+                jax.profiler.stop_trace()
+        checkpoints.wait()
+    return state
+
+
+def restore_state(run: Run, directory: Path, step: int) -> TrainState:
+    """Reads the whole state of a step, placed by `run.state_shardings`."""
+    abstract = abstract_like(run.abstract_state, run.state_shardings)
+    found = restore(directory, step, _arrays(abstract))
+    counter = jax.device_put(np.int32(step), run.state_shardings.step)
+    return TrainState(
+        step=counter,
+        params=found["params"],
+        ema=found.get("ema"),
+        opt_state=found["optimizer"],
+    )
+
+
+def _arrays(state: TrainState) -> dict[str, Any]:
+    arrays = {"params": state.params, "optimizer": state.opt_state}
+    return arrays if state.ema is None else arrays | {"ema": state.ema}
+
+
+def _candidates(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params} | ({} if state.ema is None else {"ema": state.ema})
+
+
+def _save(
+    run: Run,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    step: int,
+    results: dict[str, dict[str, float]] | None,
+) -> None:
+    metrics = None
+    if results is not None:
+        metrics = {
+            f"eval_{name}_{key}": float(value)
+            for name, result in results.items()
+            for key, value in result.items()
+        }
+    checkpoints.save(step, _arrays(state), run.description, metrics)
+
+
+class _Meter:
+    """Collects what the steps report, a little behind them, and passes it on in records.
+
+    A record has the means over its steps of what `METRICS` lists (of the learning rate the last
+    value), `epoch`, `step_seconds`, `images_per_second` over all devices, and `data_wait_fraction`:
+    the share of the time in which the accelerator had nothing to do for want of the next batch.
+    """
+
+    def __init__(self, run: Run, reporter: Reporter, start: int, checkpoints: Checkpoints) -> None:
+        self._run = run
+        self._reporter = reporter
+        self._checkpoints = checkpoints
+        self._in_flight: deque[tuple[int, jax.Array]] = deque()
+        self._values: list[np.ndarray] = []
+        self._waited = 0.0
+        self._record_began = time.perf_counter()
+
+    def waited(self, seconds: float) -> None:
+        """Notes the time that getting the next batch took."""
+        # While an earlier step still runs, nobody waits.
+        busy = self._in_flight and not self._in_flight[-1][1].is_ready()  # pyright: ignore[reportAttributeAccessIssue]
+        if not busy:
+            self._waited += seconds
+
+    def add(self, step: int, metrics: jax.Array) -> None:
+        """Takes the metrics of a step just dispatched; waits for one dispatched earlier."""
+        self._in_flight.append((step, metrics))
+        while len(self._in_flight) > _STEPS_IN_FLIGHT:
+            self._take_oldest()
+
+    def drain(self) -> None:
+        """Waits for all steps dispatched so far."""
+        while self._in_flight:
+            self._take_oldest()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time within out of the record."""
+        began = time.perf_counter()
+        yield
+        self._record_began += time.perf_counter() - began
+
+    def _take_oldest(self) -> None:
+        step, metrics = self._in_flight.popleft()
+        values = np.asarray(metrics)
+        named = dict(zip(METRICS, values.tolist(), strict=True))
+        self._reporter.advance(step)
+        for name in ("loss", "gradient_norm", "parameter_norm"):
+            if not math.isfinite(named[name]):
+                raise self._not_finite(step, name, named[name])
+        self._values.append(values)
+        if step % self._run.log_every == 0 or step == self._run.total_steps:
+            self._record(step)
+            self._checkpoints.check()
+
+    def _record(self, step: int) -> None:
+        now = time.perf_counter()
+        seconds = now - self._record_began
+        means = np.stack(self._values).mean(axis=0, dtype=np.float64).tolist()
+        metrics = {"epoch": step / self._run.steps_per_epoch}
+        metrics |= dict(zip(METRICS, means, strict=True))
+        metrics["learning_rate"] = float(self._values[-1][METRICS.index("learning_rate")])
+        metrics["step_seconds"] = seconds / len(self._values)
+        metrics["images_per_second"] = self._run.global_batch * len(self._values) / seconds
+        metrics["data_wait_fraction"] = self._waited / seconds
+        self._reporter.train(step, metrics)
+        self._values.clear()
+        self._waited, self._record_began = 0.0, now
+
+    def _not_finite(self, step: int, name: str, value: float) -> RunError:
+        self._checkpoints.wait()
+        latest = self._checkpoints.latest_step()
+        kept = (
+            "no checkpoint had been saved"
+            if latest is None
+            else f"step {latest} is the last good checkpoint"
+        )
+        what = name.replace("_", " ")
+        return RunError(f"the {what} of step {step} is {value}, which must be finite; {kept}")

@@ -1,0 +1,180 @@
+"""What a run tells: a progress bar or log lines, `metrics.jsonl`, TensorBoard events."""
+
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from convnext_jax.errors import RunError
+
+METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.json"
+
+
+class Reporter:
+    """Writes metrics and shows progress; on all processes but the first it does neither."""
+
+    def __init__(self, workdir: Path, *, start_step: int, total_steps: int, active: bool) -> None:
+        """Continues the records of an earlier run in the same directory.
+
+        Args:
+          workdir: where `metrics.jsonl` and `tensorboard/` go.
+          start_step: steps already done. What was recorded after them, by a run that was killed
+            before its next checkpoint, is dropped: it will be recorded again.
+          total_steps: of the whole run.
+          active: whether this process reports.
+        """
+        self._active = active
+        self._total_steps = total_steps
+        self._start = (start_step, time.perf_counter())
+        if not active:
+            return
+        self._workdir = workdir
+        drop_records_after(workdir / METRICS_FILE, start_step)
+        # Unbuffered: what is recorded is there when the process is killed.
+        self._records = (workdir / METRICS_FILE).open("ab", buffering=0)
+        # Importing clu's writers imports TensorFlow, which takes seconds; they pass beside the
+        # compilation.
+        self._tensorboard_thread = ThreadPoolExecutor(1, thread_name_prefix="tensorboard")
+        self._tensorboard = self._tensorboard_thread.submit(_tensorboard_writer, workdir)
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.05,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def start(self, params: Any, config: dict[str, Any]) -> None:
+        """Prints an overview of the parameters; writes `config.json`, naming keys that have
+        changed.
+
+        Args:
+          params: parameter tree.
+          config: the resolved config, as nested dictionaries.
+        """
+        if not self._active:
+            return
+        from clu import parameter_overview
+
+        self.line(parameter_overview.get_parameter_overview(params, include_stats=False))
+        path = self._workdir / CONFIG_FILE
+        if path.exists():
+            before, now = flat(json.loads(path.read_text(encoding="utf-8"))), flat(config)
+            for key in sorted(before.keys() | now.keys()):
+                if before.get(key) != now.get(key):
+                    self.line(f"config changed: {key} was {before.get(key)}, is {now.get(key)}")
+        replace_text(path, json.dumps(config, indent=2) + "\n")
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar to `step`."""
+        if self._active and not self._bar.disable:
+            self._bar.update(step - self._bar.n)
+
+    def line(self, text: str) -> None:
+        """Prints a line above the progress bar."""
+        if self._active:
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def train(self, step: int, metrics: dict[str, float]) -> None:
+        """Records training metrics; see `training.loop` for their names and units."""
+        if not self._active:
+            return
+        self._record(step, metrics)
+        loss, speed = f"{metrics['loss']:.4f}", f"{metrics['images_per_second']:.0f} images/s"
+        if self._bar.disable:
+            self.line(
+                f"step {step}/{self._total_steps}  epoch {metrics['epoch']:.1f}  loss {loss}"
+                f"  lr {metrics['learning_rate']:.2e}  {speed}  ETA {self._eta(step)}"
+            )
+        else:
+            self._bar.set_postfix_str(f"loss {loss}, {speed}")
+
+    def evaluation(self, step: int, epoch: float, results: dict[str, dict[str, float]]) -> None:
+        """Records and prints what an `Evaluator` found, for each set of parameters."""
+        if not self._active:
+            return
+        record = {"epoch": epoch}
+        for name, result in results.items():
+            record |= {f"eval_{name}_{key}": value for key, value in result.items()}
+        self._record(step, record)
+        scores = ", ".join(
+            f"{name} top-1 {result['top1']:.2%} (loss {result['loss']:.4f})"
+            for name, result in results.items()
+        )
+        count = next(iter(results.values()))["num_examples"]
+        self.line(f"step {step}/{self._total_steps}  evaluated {count} images: {scores}")
+
+    def _record(self, step: int, metrics: dict[str, float]) -> None:
+        try:
+            self._records.write((json.dumps({"step": step} | metrics) + "\n").encode())
+        except OSError as error:
+            raise RunError(
+                f"recording step {step} in {self._records.name} failed: {error}"
+            ) from error
+        self._tensorboard_thread.submit(
+            lambda: self._tensorboard.result().write_scalars(step, metrics)
+        )
+
+    def _eta(self, step: int) -> str:
+        start_step, start_time = self._start
+        rate = (time.perf_counter() - start_time) / max(step - start_step, 1)
+        return tqdm.format_interval(int(rate * (self._total_steps - step)))
+
+    def close(self) -> None:
+        """Finishes what is still being written."""
+        if not self._active:
+            return
+        self._bar.close()
+        self._records.close()
+        self._tensorboard_thread.submit(lambda: self._tensorboard.result().close())
+        self._tensorboard_thread.shutdown()
+        self._tensorboard.result()
+
+
+def _tensorboard_writer(workdir: Path) -> Any:
+    import tensorflow as tf
+    from clu import metric_writers
+
+    # A TensorFlow that sees a GPU takes all of its memory.
+    tf.config.set_visible_devices([], "GPU")
+    return metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+
+
+def read_records(path: Path) -> list[dict[str, float]]:
+    """Reads `metrics.jsonl`; a last line that was cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def drop_records_after(path: Path, step: int) -> None:
+    """Rewrites `metrics.jsonl` without the records of steps after `step`."""
+    records = read_records(path)
+    kept = [record for record in records if record["step"] <= step]
+    replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that at every moment either the old or the new one is there."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}, with sequences as lists, as JSON has them."""
+    result = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return result

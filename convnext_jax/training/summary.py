@@ -1,0 +1,101 @@
+"""What is left to read when a run is over: `summary.json` and `curves.png`."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from convnext_jax.training.reporting import METRICS_FILE, read_records, replace_text
+
+SUMMARY_FILE = "summary.json"
+CURVES_FILE = "curves.png"
+
+
+def write_summary(workdir: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Writes `summary.json` from the run's records.
+
+    Args:
+      workdir: of a run that reached its last step.
+      facts: what the records do not say (model, dataset, devices, ...), written along.
+
+    Returns:
+      What was written: `facts`; `final` and `best`, the last evaluation and the one with the
+      highest top-1, each by set of parameters; `images_per_second` and `data_wait_fraction`,
+      medians over the records but the first, which has the compilation.
+    """
+    records = read_records(workdir / METRICS_FILE)
+    evaluations = [_nested(record) for record in records if "eval_params_top1" in record]
+    speeds = [record for record in records if "images_per_second" in record]
+    summary = dict(facts)
+    if evaluations:
+        evaluated = "ema" if "ema" in evaluations[-1] else "params"
+        summary["evaluated"] = evaluated
+        summary["final"] = evaluations[-1]
+        summary["best"] = max(evaluations, key=lambda e: (e[evaluated]["top1"], e["step"]))
+    for name in ("images_per_second", "data_wait_fraction"):
+        if speeds:
+            summary[name] = statistics.median(record[name] for record in speeds[1:] or speeds)
+    replace_text(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _nested(record: dict[str, float]) -> dict[str, Any]:
+    """{"eval_ema_top1": x, ...} -> {"ema": {"top1": x, ...}, "step": ..., "epoch": ...}."""
+    result: dict[str, Any] = {"step": record["step"], "epoch": record["epoch"]}
+    for key, value in record.items():
+        if key.startswith("eval_"):
+            _, name, metric = key.split("_", 2)
+            result.setdefault(name, {})[metric] = value
+    return result
+
+
+def final_line(summary: dict[str, Any], workdir: Path) -> str:
+    """One line for a person: what came out, on how many images, and where the curves are."""
+    final, which = summary["final"], summary["evaluated"]
+    result, best = final[which], summary["best"]
+    label = {"ema": "moving average", "params": "raw parameters"}[which]
+    return (
+        f"{summary['model']} on {summary['dataset']}: top-1 {result['top1']:.2%} ({label}) on"
+        f" {result['num_examples']} images of `{summary['eval_split']}` after {final['epoch']:g}"
+        f" epochs (best {best[which]['top1']:.2%} after {best['epoch']:g});"
+        f" {summary['images_per_second']:.0f} images/s, waiting for data"
+        f" {summary['data_wait_fraction']:.1%} of the time; curves in {workdir / CURVES_FILE}"
+    )
+
+
+def write_curves(workdir: Path, title: str) -> None:
+    """Draws loss, accuracy and learning rate over epochs into `curves.png`."""
+    import matplotlib.figure  # takes a second, and only this needs it
+
+    records = read_records(workdir / METRICS_FILE)
+    training = [record for record in records if "loss" in record]
+    evaluations = [record for record in records if "eval_params_top1" in record]
+    sets = [("params", "raw"), ("ema", "moving average")]
+    sets = [(name, label) for name, label in sets if f"eval_{name}_top1" in evaluations[-1]]
+
+    # A figure of its own, not pyplot's, which would look for a display.
+    figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
+    figure.suptitle(title)
+    loss, accuracy, rate = figure.subplots(1, 3)
+    epochs = [record["epoch"] for record in training]
+    evaluated_epochs = [record["epoch"] for record in evaluations]
+    loss.plot(epochs, [record["loss"] for record in training], label="training (smoothed labels)")
+    for number, (name, label) in enumerate(sets, start=1):
+        color = f"C{number}"
+        values = [record[f"eval_{name}_loss"] for record in evaluations]
+        loss.plot(evaluated_epochs, values, ".-", color=color, label=f"held out, {label}")
+        values = [100 * record[f"eval_{name}_top1"] for record in evaluations]
+        label = f"{label}: {values[-1]:.2f} %"
+        accuracy.plot(evaluated_epochs, values, ".-", color=color, label=label)
+    rate.plot(epochs, [record["learning_rate"] for record in training])
+    for axes, name in ((loss, "loss"), (accuracy, "held-out top-1 (%)"), (rate, "learning rate")):
+        axes.set(xlabel="epoch", title=name)
+        axes.grid(alpha=0.3)
+    loss.legend()
+    accuracy.legend(loc="lower right")
+    figure.savefig(workdir / CURVES_FILE, dpi=110)
+
+
+def read_summary(workdir: Path) -> dict[str, Any]:
+    """Reads `summary.json`."""
+    return json.loads((workdir / SUMMARY_FILE).read_text(encoding="utf-8"))
