@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def build_run(config: Config) -> Run:
             num_steps=steps.total,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            workers=config.data.workers,
+            workers=_workers(config.data),
             threads=config.data.threads,
         )
 
@@ -112,6 +113,7 @@ def build_run(config: Config) -> Run:
         keep_last=config.checkpoint.keep_last,
         log_every=config.log_every_steps,
         profile_steps=config.profile_steps,
+        tensorboard=config.tensorboard,
     )
 
 
@@ -162,7 +164,7 @@ def build_evaluator(config: Config, source: Source, mesh: Mesh) -> Evaluator:
             global_batch=batch,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            workers=config.data.workers,
+            workers=_workers(config.data),
             threads=config.data.threads,
         ),
         num_examples=len(source),
@@ -170,6 +172,10 @@ def build_evaluator(config: Config, source: Source, mesh: Mesh) -> Evaluator:
         mean=variant.mean,
         std=variant.std,
     )
+
+
+def _workers(config: DataConfig) -> int:
+    return (os.cpu_count() or 1) if config.workers == -1 else config.workers
 
 
 def accumulation(config: DataConfig, devices: int) -> int:

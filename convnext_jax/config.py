@@ -47,7 +47,7 @@ class DataConfig:
     crop: str = "random_resized"  # or padded: 4 pixels of black around, for small images
     flip: float = 0.5  # probability of a horizontal flip
     eval_crop: float | None = None  # centre share of the resized image's side; None: the variant's
-    workers: int = 0  # decoding processes; 0: threads of this process
+    workers: int = 0  # decoding processes; 0: threads of this process; -1: one a core
     threads: int = 8  # decoding threads in each process
 
 
@@ -93,6 +93,7 @@ class Config:
     eval_every_epochs: float = 1.0
     log_every_steps: int = 50
     profile_steps: int = 0  # steps to profile, shortly after the start
+    tensorboard: bool = True  # also write TensorBoard events
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -258,7 +259,7 @@ def _check_ranges(config: Config) -> None:
     check("data.crop", data.crop in ("random_resized", "padded"), "be random_resized or padded")
     check("data.flip", 0 <= data.flip <= 1, "lie in [0, 1]")
     check("data.eval_crop", data.eval_crop is None or 0 < data.eval_crop <= 1, "lie in (0, 1]")
-    check("data.workers", data.workers >= 0, "not be negative")
+    check("data.workers", data.workers >= -1, "not be negative, except for -1")
     check("data.threads", data.threads > 0, "be positive")
     check("optim.lr", optim.lr > 0, "be positive")
     check("optim.min_lr", 0 <= optim.min_lr <= optim.lr, "lie in [0, optim.lr]")

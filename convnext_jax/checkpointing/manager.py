@@ -29,7 +29,8 @@ class Checkpoints:
 
         Args:
           directory: absolute path; holds nothing but checkpoints.
-          best_metric: the name of a metric given to `save`; the step with its highest value is kept.
+          best_metric: the name of a metric given to `save`; the step with its highest value is
+            kept.
           keep_last: how many of the newest steps to keep beside it.
         """
 

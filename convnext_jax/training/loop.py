@@ -48,6 +48,7 @@ class Run:
       keep_last: newest checkpoints to keep, beside the best.
       log_every: steps that one record of metrics covers.
       profile_steps: steps to profile after the first ones of this process.
+      tensorboard: whether to write TensorBoard events.
     """
 
     mesh: Mesh
@@ -66,6 +67,7 @@ class Run:
     keep_last: int
     log_every: int
     profile_steps: int
+    tensorboard: bool
 
     @property
     def best_metric(self) -> str:
@@ -100,6 +102,7 @@ def train(run: Run, workdir: Path) -> TrainState:
             start_step=start,
             total_steps=run.total_steps,
             active=jax.process_index() == 0,
+            tensorboard=run.tensorboard,
         )
         stack.callback(reporter.close)
         reporter.start(state.params, run.description["config"])

@@ -18,7 +18,15 @@ CONFIG_FILE = "config.json"
 class Reporter:
     """Writes metrics and shows progress; on all processes but the first it does neither."""
 
-    def __init__(self, workdir: Path, *, start_step: int, total_steps: int, active: bool) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        active: bool = True,
+        tensorboard: bool = True,
+    ) -> None:
         """Continues the records of an earlier run in the same directory.
 
         Args:
@@ -27,6 +35,7 @@ class Reporter:
             before its next checkpoint, is dropped: it will be recorded again.
           total_steps: of the whole run.
           active: whether this process reports.
+          tensorboard: whether to write TensorBoard events.
         """
         self._active = active
         self._total_steps = total_steps
@@ -37,10 +46,7 @@ class Reporter:
         drop_records_after(workdir / METRICS_FILE, start_step)
         # Unbuffered: what is recorded is there when the process is killed.
         self._records = (workdir / METRICS_FILE).open("ab", buffering=0)
-        # Importing clu's writers imports TensorFlow, which takes seconds; they pass beside the
-        # compilation.
-        self._tensorboard_thread = ThreadPoolExecutor(1, thread_name_prefix="tensorboard")
-        self._tensorboard = self._tensorboard_thread.submit(_tensorboard_writer, workdir)
+        self._tensorboard = _TensorBoard(workdir / "tensorboard") if tensorboard else None
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
@@ -118,9 +124,8 @@ class Reporter:
             raise RunError(
                 f"recording step {step} in {self._records.name} failed: {error}"
             ) from error
-        self._tensorboard_thread.submit(
-            lambda: self._tensorboard.result().write_scalars(step, metrics)
-        )
+        if self._tensorboard is not None:
+            self._tensorboard.write(step, metrics)
 
     def _eta(self, step: int) -> str:
         start_step, start_time = self._start
@@ -133,18 +138,36 @@ class Reporter:
             return
         self._bar.close()
         self._records.close()
-        self._tensorboard_thread.submit(lambda: self._tensorboard.result().close())
-        self._tensorboard_thread.shutdown()
-        self._tensorboard.result()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
 
-def _tensorboard_writer(workdir: Path) -> Any:
-    import tensorflow as tf
-    from clu import metric_writers
+class _TensorBoard:
+    """Writes TensorBoard events with clu, in a thread of its own.
 
-    # A TensorFlow that sees a GPU takes all of its memory.
-    tf.config.set_visible_devices([], "GPU")
-    return metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+    Importing clu's writers imports TensorFlow, which takes seconds; in the thread they pass beside
+    the compilation of the step.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tensorboard")
+        self._writer = self._thread.submit(self._open, directory)
+
+    @staticmethod
+    def _open(directory: Path) -> Any:
+        import tensorflow as tf
+        from clu import metric_writers
+
+        # A TensorFlow that sees a GPU takes all of its memory.
+        tf.config.set_visible_devices([], "GPU")
+        return metric_writers.SummaryWriter(str(directory))
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self._thread.submit(lambda: self._writer.result().write_scalars(step, metrics))
+
+    def close(self) -> None:
+        self._thread.submit(lambda: self._writer.result().close()).result()
+        self._thread.shutdown()
 
 
 def read_records(path: Path) -> list[dict[str, float]]:

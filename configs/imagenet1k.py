@@ -1,0 +1,48 @@
+"""ImageNet-1K from random weights: the paper's 300 epochs.
+
+    python -m convnext_jax.main --config configs/imagenet1k.py:tiny --workdir runs/in1k \
+        --config.data.dir=/data/tfds
+
+The part after the colon is the size: tiny (the default), small, base, large. The paper's top-1 at
+224 pixels, of the moving average: 82.1, 83.1, 83.8 and 84.3 %, with RandAugment, random erasing,
+mixup and cutmix, which this version does not have yet. The effective batch is 4096 on any machine:
+a step accumulates over micro-batches of at most 128 images a device.
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+from convnext_jax.config import default_config
+from convnext_jax.errors import InputError
+
+# Probability of dropping the last block.
+DROP_PATH = {"tiny": 0.1, "small": 0.4, "base": 0.5, "large": 0.5}
+
+
+def get_config(size: str = "tiny") -> ConfigDict:
+    """The run of one size; raises InputError for any other."""
+    if size not in DROP_PATH:
+        close = difflib.get_close_matches(size, DROP_PATH, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"the size (={size}) must be one of {', '.join(DROP_PATH)}{hint}")
+    config = default_config()
+    config.num_epochs = 300.0
+
+    config.model.name = f"convnext_{size}"
+    config.model.drop_path = DROP_PATH[size]
+
+    config.data.name = "imagenet2012"
+    config.data.eval_split = "validation"
+    config.data.global_batch = 4096
+    config.data.per_device_batch = 128
+    config.data.workers = -1
+    config.data.threads = 2
+
+    config.optim.lr = 4e-3
+    config.optim.min_lr = 1e-6
+    config.optim.warmup_epochs = 20.0
+    config.optim.weight_decay = 0.05
+    config.optim.label_smoothing = 0.1
+    config.optim.ema_decay = 0.9999
+    return config

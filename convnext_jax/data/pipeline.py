@@ -1,0 +1,305 @@
+"""Batches for training and evaluation: Grain reads ahead, in threads or in worker processes.
+
+The batch of a step is a function of (seed, step) alone. Grain gets a map from a number to a piece
+of a host's batch and evaluates it ahead of time; nothing in it depends on who evaluates what.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from convnext_jax.errors import InputError
+
+# A thread or worker produces this many examples at a time: small enough that a batch is spread over
+# all of them, large enough that passing it between processes costs little beside decoding it.
+_PIECE = 32
+
+Batch = dict[str, np.ndarray]
+
+
+class Examples(Protocol):
+    """What the pipeline needs of a source: examples by index. Workers receive it pickled."""
+
+    def __len__(self) -> int: ...  # noqa: D105
+
+    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]: ...  # noqa: D105
+
+
+class TrainTransform(Protocol):
+    """A random transform to uint8 [image_size, image_size, 3]."""
+
+    @property
+    def image_size(self) -> int: ...  # noqa: D102
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator, /) -> np.ndarray: ...  # noqa: D102
+
+
+class EvalTransform(Protocol):
+    """A deterministic transform to uint8 [image_size, image_size, 3]."""
+
+    @property
+    def image_size(self) -> int: ...  # noqa: D102
+
+    def __call__(self, image: Image.Image, /) -> np.ndarray: ...  # noqa: D102
+
+
+class Batches:
+    """Iterator over batches that reads ahead. Close it, or use it as a context manager.
+
+    It closes itself when it is finished and when reading fails; it can be closed twice.
+    """
+
+    def __init__(self, pieces: Any, pieces_per_batch: int):
+        """Joins each `pieces_per_batch` successive elements of `pieces`, a Grain iterator."""
+        self._pieces = pieces
+        self._pieces_per_batch = pieces_per_batch
+
+    def __iter__(self) -> "Batches":
+        """Returns itself."""
+        return self
+
+    def __next__(self) -> Batch:
+        """Returns the next batch.
+
+        Raises:
+          InputError: an example cannot be used; raised here wherever it was read.
+        """
+        if self._pieces is None:
+            raise StopIteration
+        try:
+            pieces = [next(self._pieces) for _ in range(self._pieces_per_batch)]
+        except BaseException:
+            self.close()
+            raise
+        # Also where there is one piece: arrays from workers lie in shared memory, which is freed
+        # when Grain's array is, and are of a class of Grain's own.
+        return {
+            key: np.concatenate([np.asarray(piece[key]) for piece in pieces]) for key in pieces[0]
+        }
+
+    def close(self) -> None:
+        """Stops the threads and worker processes."""
+        if self._pieces is not None:
+            pieces, self._pieces = self._pieces, None
+            pieces.close()
+
+    def __enter__(self) -> "Batches":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Closes."""
+        self.close()
+
+
+def train_batches(
+    source: Examples,
+    transform: TrainTransform,
+    *,
+    global_batch: int,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    threads: int = 4,
+    prefetch: int = 2,
+) -> Batches:
+    """Yields this host's part of the batch of each step from `start_step` to `num_steps - 1`.
+
+    An epoch is floor(N / global_batch) steps over a random order of the N examples; the examples
+    that are left over are not seen in that epoch. The order depends on (seed, epoch), the random
+    transform of an example on (seed, epoch, example), so the same batches come out on any number
+    of hosts, workers and threads, and from any `start_step`, which costs no time.
+
+    Args:
+      source: the training examples.
+      transform: called with each image and a generator.
+      global_batch: examples a step, over all hosts.
+      seed: 0 or more.
+      start_step: first step to yield; a run that resumes gives the number of steps it has done.
+      num_steps: steps of the whole run.
+      process_index: this host, 0..process_count-1.
+      process_count: number of hosts; each takes as many consecutive rows of the global batch.
+      workers: worker processes that read and transform; 0 reads in this process.
+      threads: reading threads in this process, or in each worker.
+      prefetch: batches that are held ready.
+
+    Returns:
+      Batches {"image": uint8 [global_batch / process_count, image_size, image_size, 3] in 0..255,
+      "label": int32 [global_batch / process_count]}.
+
+    Raises:
+      InputError: a number is out of range, or `global_batch` exceeds the number of examples.
+    """
+    rows = _rows_per_process(global_batch, process_index, process_count)
+    if global_batch > len(source):
+        raise InputError(
+            f"`global_batch` (={global_batch}) must be at most the number of training examples"
+            f" (={len(source)})"
+        )
+    if seed < 0:
+        raise InputError(f"`seed` (={seed}) must be 0 or more")
+    if not 0 <= start_step <= num_steps:
+        raise InputError(f"`start_step` (={start_step}) must be in 0..`num_steps` (={num_steps})")
+    piece = _TrainPiece(source, transform, global_batch, process_index * rows, rows, seed)
+    return _read(piece, rows, start_step, num_steps, workers, threads, prefetch)
+
+
+def eval_batches(
+    source: Examples,
+    transform: EvalTransform,
+    *,
+    global_batch: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    threads: int = 4,
+    prefetch: int = 2,
+) -> Batches:
+    """Yields this host's part of each batch of the source in its own order, once.
+
+    Over all hosts every example comes exactly once with mask 1. The last global batch is filled
+    with black images of label 0 and mask 0, so every host has as many batches, all of one shape.
+
+    Args:
+      source: the examples to evaluate.
+      transform: called with each image.
+      global_batch: examples a batch, over all hosts.
+      process_index: this host, 0..process_count-1.
+      process_count: number of hosts; each takes as many consecutive rows of the global batch.
+      workers: worker processes that read and transform; 0 reads in this process.
+      threads: reading threads in this process, or in each worker.
+      prefetch: batches that are held ready.
+
+    Returns:
+      Batches {"image": uint8 [b, image_size, image_size, 3] in 0..255, "label": int32 [b],
+      "mask": float32 [b], 1 for an example and 0 for filling}, b = global_batch / process_count.
+
+    Raises:
+      InputError: a number is out of range.
+    """
+    rows = _rows_per_process(global_batch, process_index, process_count)
+    piece = _EvalPiece(source, transform, global_batch, process_index * rows, rows)
+    num_batches = math.ceil(len(source) / global_batch)
+    return _read(piece, rows, 0, num_batches, workers, threads, prefetch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainPiece:
+    """Maps the number of a piece, counted over all steps, to its examples."""
+
+    source: Examples
+    transform: TrainTransform
+    global_batch: int
+    first_row: int  # of this host, in the global batch
+    rows: int  # of this host
+    seed: int
+
+    @functools.cached_property
+    def _order(self) -> Any:
+        # Grain shuffles epoch e with its seed plus e, so two runs with neighbouring seeds would
+        # share their orders, one epoch apart; a hash of our seed keeps them apart.
+        seed = np.random.SeedSequence(self.seed).generate_state(1)[0]
+        return grain.MapDataset.range(len(self.source)).shuffle(seed=int(seed))
+
+    def __call__(self, number: int) -> Batch:
+        step, rows = _step_and_rows(number, self.rows)
+        epoch, step_in_epoch = divmod(step, len(self.source) // self.global_batch)
+        first = step_in_epoch * self.global_batch + self.first_row
+        size = self.transform.image_size
+        images = np.empty((len(rows), size, size, 3), np.uint8)
+        labels = np.empty(len(rows), np.int32)
+        for i, row in enumerate(rows):
+            example = int(self._order[epoch * len(self.source) + first + row])
+            image, labels[i] = self.source[example]
+            rng = np.random.default_rng((self.seed, epoch, example))
+            images[i] = self.transform(image, rng)
+        return {"image": images, "label": labels}
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalPiece:
+    """Maps the number of a piece, counted over all batches, to its examples and their mask."""
+
+    source: Examples
+    transform: EvalTransform
+    global_batch: int
+    first_row: int
+    rows: int
+
+    def __call__(self, number: int) -> Batch:
+        step, rows = _step_and_rows(number, self.rows)
+        first = step * self.global_batch + self.first_row
+        size = self.transform.image_size
+        images = np.zeros((len(rows), size, size, 3), np.uint8)
+        labels = np.zeros(len(rows), np.int32)
+        mask = np.zeros(len(rows), np.float32)
+        for i, row in enumerate(rows):
+            if first + row < len(self.source):
+                image, labels[i] = self.source[first + row]
+                images[i] = self.transform(image)
+                mask[i] = 1
+        return {"image": images, "label": labels, "mask": mask}
+
+
+def _step_and_rows(number: int, rows: int) -> tuple[int, range]:
+    """The step that piece `number` belongs to, and which of the host's `rows` it holds."""
+    step, piece = divmod(number, math.ceil(rows / _PIECE))
+    return step, range(piece * _PIECE, min((piece + 1) * _PIECE, rows))
+
+
+def _rows_per_process(global_batch: int, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise InputError(
+            f"`process_index` (={process_index}) must be in 0..`process_count` - 1"
+            f" (={process_count - 1})"
+        )
+    if global_batch < 1 or global_batch % process_count:
+        raise InputError(
+            f"`global_batch` (={global_batch}) must be positive and divisible by the number of"
+            f" processes (={process_count})"
+        )
+    return global_batch // process_count
+
+
+def _read(
+    piece: Callable[[int], Batch],
+    rows: int,
+    start: int,
+    stop: int,
+    workers: int,
+    threads: int,
+    prefetch: int,
+) -> Batches:
+    """Evaluates the pieces of the steps start..stop-1 ahead of time and joins them to batches."""
+    for name, value, least in (("workers", workers, 0), ("threads", threads, 1)):
+        if value < least:
+            raise InputError(f"`{name}` (={value}) must be {least} or more")
+    if prefetch < 1:
+        raise InputError(f"`prefetch` (={prefetch}) must be 1 batch or more")
+    per_batch = math.ceil(rows / _PIECE)
+    ahead = prefetch * per_batch
+    pieces = grain.MapDataset.range(start * per_batch, stop * per_batch).map(piece)
+    # A worker holds its share in the buffer between it and this process.
+    reading = threads if workers else max(threads, ahead)
+    dataset = pieces.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=reading)
+    )
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, also where no absl main ran.
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=workers, per_worker_buffer_size=math.ceil(ahead / workers)
+            )
+        )
+    return Batches(iter(dataset), per_batch)

@@ -1,0 +1,208 @@
+"""Image transforms on the host, with PIL's semantics: an RGB image in, uint8 pixels out.
+
+Each random transform is two functions, one that draws (needs a generator) and one that applies, so
+that what is drawn can be given. Pixels equal those of torchvision's and timm's transforms on PIL
+images; normalising happens later, inside the training step.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from convnext_jax.errors import InputError
+
+# From this size on the reference evaluates the whole image, warped, instead of a centre crop.
+WARP_FROM_SIZE = 384
+_TRIES = 10
+
+
+class Box(NamedTuple):
+    """A part of an image, in whole pixels from its upper left corner."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def draw_resized_crop_box(
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """Draws the box of a random resized crop.
+
+    Source: torchvision's `RandomResizedCrop.get_params`, which timm's classification transform
+    repeats: ten tries, then the largest centred box whose ratio is in range.
+
+    Args:
+      width: of the image, pixels.
+      height: of the image, pixels.
+      rng: generator to draw with.
+      scale: smallest and largest area of the box, as a fraction of the image's.
+      ratio: smallest and largest width / height of the box; drawn log-uniformly.
+    """
+    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
+    for _ in range(_TRIES):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(*log_ratio))
+        w = round(math.sqrt(area * aspect))
+        h = round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(0, height - h + 1))
+            left = int(rng.integers(0, width - w + 1))
+            return Box(top, left, h, w)
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def crop_and_resize(image: Image.Image, box: Box, size: int) -> Image.Image:
+    """Cuts `box` out of `image` and resizes it to (size, size), bicubic with antialiasing.
+
+    Cut first: `Image.resize(box=...)` would let pixels from outside the box into its border.
+    """
+    top, left, height, width = box
+    cut = image.crop((left, top, left + width, top + height))
+    return cut.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def draw_padded_crop_offset(rng: np.random.Generator, padding: int) -> tuple[int, int]:
+    """Draws (top, left) of a crop from an image with `padding` pixels added on each side."""
+    top, left = rng.integers(0, 2 * padding + 1, size=2)
+    return int(top), int(left)
+
+
+def padded_crop(image: Image.Image, offset: tuple[int, int], padding: int) -> Image.Image:
+    """Pads each side of `image` with black and cuts an image of the old size at `offset`.
+
+    Args:
+      image: RGB image.
+      offset: (top, left) in the padded image, each in 0..2 * padding.
+      padding: black pixels on each side.
+    """
+    top, left = offset[0] - padding, offset[1] - padding
+    # PIL's crop fills what lies outside the image with black.
+    return image.crop((left, top, left + image.width, top + image.height))
+
+
+def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
+    """Resizes so that the shorter side is `size`, bicubic; the longer one is rounded down."""
+    if image.width <= image.height:
+        new = (size, int(size * image.height / image.width))
+    else:
+        new = (int(size * image.width / image.height), size)
+    return image.resize(new, Image.Resampling.BICUBIC)
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Cuts (size, size) from the centre; a smaller image is first padded with black.
+
+    Source: torchvision's `center_crop`, whose offsets round halves to the even pixel and whose
+    padding puts the odd pixel to the right and below.
+    """
+
+    def start(length: int) -> int:
+        return -((size - length) // 2) if length < size else round((length - size) / 2)
+
+    left, top = start(image.width), start(image.height)
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_uint8(image: Image.Image) -> np.ndarray:
+    """The pixels of an RGB image, uint8 [H, W, 3] in 0..255."""
+    return np.asarray(image, dtype=np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTransform:
+    """Random crop and horizontal flip.
+
+    Attributes:
+      image_size: height and width of the result, pixels.
+      crop: `random_resized`, or `padded` for images of few pixels: those are warped to `image_size`
+        if they do not have it, padded with black and cut at random.
+      flip: probability of flipping left and right.
+      scale: area of the random resized crop, as a fraction of the image's.
+      ratio: width / height of the random resized crop.
+      padding: black pixels on each side before the padded crop.
+    """
+
+    image_size: int
+    crop: str = "random_resized"
+    flip: float = 0.5
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    padding: int = 4
+
+    def __post_init__(self) -> None:
+        """Raises InputError where a field is out of range."""
+        _check_size(self.image_size)
+        if self.crop not in ("random_resized", "padded"):
+            raise InputError(f"`crop` (={self.crop!r}) must be 'random_resized' or 'padded'")
+        if not 0 <= self.flip <= 1:
+            raise InputError(f"`flip` (={self.flip}) must be a probability, from 0 to 1")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise InputError(f"`scale` (={self.scale}) must be two rising fractions in (0, 1]")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise InputError(f"`ratio` (={self.ratio}) must be two rising positive numbers")
+        if self.padding < 0:
+            raise InputError(f"`padding` (={self.padding}) must be 0 or more pixels")
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """Transforms an RGB image into uint8 [image_size, image_size, 3] in 0..255."""
+        size = self.image_size
+        if self.crop == "random_resized":
+            box = draw_resized_crop_box(image.width, image.height, rng, self.scale, self.ratio)
+            image = crop_and_resize(image, box, size)
+        else:
+            if image.size != (size, size):
+                image = image.resize((size, size), Image.Resampling.BICUBIC)
+            image = padded_crop(image, draw_padded_crop_offset(rng, self.padding), self.padding)
+        if rng.random() < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        # RandAugment belongs here: it works on the cropped and flipped PIL image, before uint8.
+        return to_uint8(image)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTransform:
+    """The reference's evaluation transform.
+
+    Below 384 pixels the shorter side is resized to int(image_size / crop_fraction) and the centre
+    is cut out; from 384 on the whole image is warped to a square and `crop_fraction` has no part.
+
+    Attributes:
+      image_size: height and width of the result, pixels.
+      crop_fraction: the result's share of the resized shorter side, in (0, 1].
+    """
+
+    image_size: int
+    crop_fraction: float = 224 / 256
+
+    def __post_init__(self) -> None:
+        """Raises InputError where a field is out of range."""
+        _check_size(self.image_size)
+        if not 0 < self.crop_fraction <= 1:
+            raise InputError(f"`crop_fraction` (={self.crop_fraction}) must be in (0, 1]")
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Transforms an RGB image into uint8 [image_size, image_size, 3] in 0..255."""
+        size = self.image_size
+        if size >= WARP_FROM_SIZE:
+            return to_uint8(image.resize((size, size), Image.Resampling.BICUBIC))
+        shorter = int(size / self.crop_fraction)
+        return to_uint8(center_crop(resize_shorter_side(image, shorter), size))
+
+
+def _check_size(image_size: int) -> None:
+    if image_size < 1:
+        raise InputError(f"`image_size` (={image_size}) must be 1 pixel or more")

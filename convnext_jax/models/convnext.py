@@ -1,0 +1,202 @@
+"""ConvNeXt as in "A ConvNet for the 2020s" (arXiv 2201.03545), section 2 and figure 4."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from convnext_jax.models import checks, layers
+
+
+class Block(nnx.Module):
+    """Depthwise convolution, LayerNorm, and a perceptron over the channels, around a skip.
+
+    Args:
+      dim: number of channels C.
+      index: the block's number in the whole model, from 0; it keeps the blocks' random draws apart.
+      kernel_size: side of the depthwise filter, odd.
+      layer_scale_init: initial value of `gamma`; 0 or None: there is no `gamma`.
+      drop_path: probability in [0, 1) of dropping the residual path of an example in training.
+      norm_eps: epsilon of the LayerNorm.
+      dtype: dtype of computation; parameters are float32.
+      rngs: its `params` stream draws the initial values.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        index: int,
+        kernel_size: int,
+        layer_scale_init: float | None,
+        drop_path: float,
+        norm_eps: float,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        """Draws the initial parameters."""
+        self.dwconv = layers.DepthwiseConv(dim, kernel_size, dtype, rngs)
+        self.norm = layers.layer_norm(dim, norm_eps, dtype, rngs)
+        self.pwconv1 = layers.linear(dim, 4 * dim, dtype, rngs)
+        self.pwconv2 = layers.linear(4 * dim, dim, dtype, rngs)
+        self.gamma = (
+            nnx.Param(jnp.full((dim,), layer_scale_init, jnp.float32)) if layer_scale_init else None
+        )
+        self.index = index
+        self.drop_path = drop_path
+        self.dtype = dtype
+
+    def __call__(self, x: Array, key: Array | None = None) -> Array:
+        """Maps `x` [N, H, W, C] to the same shape and dtype.
+
+        `key` is the whole model's key of this step; None is inference.
+        """
+        y = self.dwconv(x)
+        y = self.norm(y)
+        y = self.pwconv1(y)
+        y = jax.nn.gelu(y, approximate=False)
+        y = self.pwconv2(y)
+        if self.gamma is not None:
+            y = y * layers.per_channel(self.gamma[...], self.dtype)
+        if key is not None and self.drop_path > 0:
+            y = layers.drop_path(y, jax.random.fold_in(key, self.index), self.drop_path)
+        return x + y
+
+
+def run_blocks(blocks: Sequence[Block], x: Array, key: Array | None, remat: bool) -> Array:
+    """Applies `blocks` in turn.
+
+    With `remat` the backward pass keeps only what lies between blocks, and computes each block's
+    inside again.
+    """
+    for block in blocks:
+        # `block` is closed over, and bound here because the loop moves on.
+        x = jax.checkpoint(lambda x, block=block: block(x, key))(x) if remat else block(x, key)
+    return x
+
+
+class ConvNeXt(nnx.Module):
+    """ConvNeXt: images to logits, or to the feature maps of its four stages.
+
+    Parameters have the names of the reference implementation. Initial kernels are normal with
+    standard deviation 0.02, biases 0.
+
+    Args:
+      depths: number of blocks of each stage.
+      dims: number of channels of each stage.
+      num_classes: length of the logits; 0: there is no head, and the model returns the embedding.
+      kernel_size: side of the depthwise filters, odd.
+      layer_scale_init: initial value of the blocks' `gamma`; 0 or None: there is no such parameter.
+      drop_path: probability in [0, 1) of dropping the last block's residual path of an example in
+        training; the blocks before it have linearly less, the first one 0.
+      head_init_scale: multiplies the initial kernel and bias of the head.
+      norm_eps: epsilon of every LayerNorm.
+      dtype: dtype of computation, float32 or bfloat16. Parameters, LayerNorm statistics, pooling
+        and the head are float32.
+      remat: recompute the inside of blocks in the backward pass instead of storing it.
+      rngs: its `params` stream draws the initial values; nothing of it is kept.
+
+    Raises:
+      InputError: if an argument is outside the range given above.
+    """
+
+    def __init__(
+        self,
+        *,
+        depths: Sequence[int],
+        dims: Sequence[int],
+        num_classes: int,
+        kernel_size: int = 7,
+        layer_scale_init: float | None = 1e-6,
+        drop_path: float = 0.0,
+        head_init_scale: float = 1.0,
+        norm_eps: float = 1e-6,
+        dtype: DTypeLike = "float32",
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        """Draws the initial parameters."""
+        checks.check_hyperparameters(
+            depths, dims, num_classes, kernel_size, layer_scale_init, drop_path, norm_eps
+        )
+        self.depths = tuple(depths)
+        self.dims = tuple(dims)
+        self.num_classes = num_classes
+        self.dtype = checks.compute_dtype(dtype)
+        self.remat = remat
+
+        rates = layers.drop_path_rates(drop_path, sum(depths))
+        downsample_layers, stages = [], []
+        for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+            if stage == 0:
+                conv = layers.patchify(3, dim, 4, self.dtype, rngs)
+                norm = layers.layer_norm(dim, norm_eps, self.dtype, rngs)
+                downsample_layers.append(nnx.List([conv, norm]))
+            else:
+                norm = layers.layer_norm(dims[stage - 1], norm_eps, self.dtype, rngs)
+                conv = layers.patchify(dims[stage - 1], dim, 2, self.dtype, rngs)
+                downsample_layers.append(nnx.List([norm, conv]))
+            first = sum(depths[:stage])
+            blocks = [
+                Block(
+                    dim,
+                    index=index,
+                    kernel_size=kernel_size,
+                    layer_scale_init=layer_scale_init,
+                    drop_path=rates[index],
+                    norm_eps=norm_eps,
+                    dtype=self.dtype,
+                    rngs=rngs,
+                )
+                for index in range(first, first + depth)
+            ]
+            stages.append(nnx.List(blocks))
+        self.downsample_layers = nnx.List(downsample_layers)
+        self.stages = nnx.List(stages)
+        self.norm = layers.layer_norm(dims[-1], norm_eps, jnp.float32, rngs)
+        self.head = layers.head(dims[-1], num_classes, head_init_scale, rngs)
+
+    def features(self, images: Array, key: Array | None = None) -> list[Array]:
+        """Computes the feature map of each stage.
+
+        Args:
+          images: [N, H, W, 3] floating point, normalised; H and W at least 32 (with four stages).
+            Rows and columns that do not fill a patch of a downsampling layer are cut off on the
+            right and below.
+          key: turns stochastic depth on (training) and decides what it drops; None is inference.
+
+        Returns:
+          One array per stage, [N, H_s, W_s, dims[s]] in the compute dtype, with H_0 = H // 4 and
+          H_s = H_(s-1) // 2.
+
+        Raises:
+          InputError: if `images` is not as above.
+        """
+        checks.check_images(images, smallest=4 * 2 ** (len(self.dims) - 1))
+        x = images.astype(self.dtype)
+        maps = []
+        for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):
+            for layer in downsample:
+                x = layer(x)
+            x = run_blocks(blocks, x, key, self.remat)
+            maps.append(x)
+        return maps
+
+    def __call__(self, images: Array, key: Array | None = None) -> Array:
+        """Classifies images.
+
+        Args:
+          images: as in `features`.
+          key: as in `features`.
+
+        Returns:
+          Logits [N, num_classes] float32; with `num_classes` 0 the embedding [N, dims[-1]] float32,
+          which is the last feature map averaged over its area and normalised.
+
+        Raises:
+          InputError: as in `features`.
+        """
+        return layers.pool_and_classify(self.features(images, key)[-1], self.norm, self.head)

@@ -1,0 +1,83 @@
+"""Models by name."""
+
+import difflib
+import fnmatch
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from flax import nnx
+
+from convnext_jax.constants import IMAGENET_1K_CLASSES
+from convnext_jax.errors import InputError
+from convnext_jax.models.convnext import ConvNeXt
+from convnext_jax.models.isotropic import ConvNeXtIsotropic
+from convnext_jax.models.variants import VARIANTS, Variant
+
+Model = ConvNeXt | ConvNeXtIsotropic
+
+_ARCHITECTURES = {"convnext": ConvNeXt, "convnext_isotropic": ConvNeXtIsotropic}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Returns the sorted names that match a shell pattern such as `convnext_*o`."""
+    return sorted(fnmatch.filter(VARIANTS, pattern))
+
+
+def get_variant(name: str) -> Variant:
+    """Returns the table's row of a model.
+
+    Raises:
+      InputError: if there is no such model; the message has the closest names.
+    """
+    if name not in VARIANTS:
+        raise InputError(f"`name` (={name}) must be a known model{_did_you_mean(name, VARIANTS)}")
+    return VARIANTS[name]
+
+
+def create_model(
+    name: str,
+    num_classes: int = IMAGENET_1K_CLASSES,
+    rngs: nnx.Rngs | None = None,
+    **overrides: Any,
+) -> Model:
+    """Builds a model with random initial weights.
+
+    Args:
+      name: one of `list_models()`.
+      num_classes: length of the logits; 0 for a model without a head, which returns its embedding.
+      rngs: its `params` stream draws the initial weights; None is `nnx.Rngs(0)`.
+      **overrides: keyword arguments of `ConvNeXt` that replace what the variant has, such as
+        `drop_path=0.1` (probability of dropping) or `dtype="bfloat16"`.
+
+    Returns:
+      The model; `model(images)` maps [N, H, W, 3] to logits [N, num_classes].
+
+    Raises:
+      InputError: if the name or an override is unknown, or a value is out of range.
+    """
+    variant = get_variant(name)
+    architecture = _ARCHITECTURES[variant.architecture]
+    parameters = inspect.signature(architecture.__init__).parameters
+    allowed = sorted(set(parameters) - {"self", "num_classes", "rngs"})
+    for override, value in overrides.items():
+        if override not in allowed:
+            raise InputError(
+                f"`{override}` (={value}) must be one of the overrides {', '.join(allowed)}"
+                f"{_did_you_mean(override, allowed)}"
+            )
+    arguments: dict[str, Any] = {
+        "depths": variant.depths,
+        "dims": variant.dims,
+        "layer_scale_init": variant.layer_scale_init,
+        "norm_eps": variant.norm_eps,
+        **overrides,
+    }
+    if rngs is None:
+        rngs = nnx.Rngs(0)
+    return architecture(num_classes=num_classes, rngs=rngs, **arguments)
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""

@@ -1,0 +1,104 @@
+"""A run that is killed and started again ends as if it had not been."""
+
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from e2e import commands
+
+STEPS = 44
+OVERRIDES = (
+    *commands.TINY,
+    f"--config.num_steps={STEPS}",
+    "--config.log_every_steps=1",
+    "--config.checkpoint.every_steps=5",
+    "--config.eval_every_epochs=0.6",  # 13 steps
+)
+
+
+def arrays(workdir, step):
+    """Everything that a checkpoint holds, read without the project's code."""
+    found = {}
+    for item in ("params", "ema", "optimizer"):
+        tree = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / item)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return found
+
+
+def saved(workdir):
+    folder = workdir / "checkpoints"
+    return [p.name for p in folder.iterdir()] if folder.is_dir() else []
+
+
+def kill_when(command, env, condition):
+    """Starts a command and kills it once `condition()` holds; says whether it was alive."""
+    process = subprocess.Popen(
+        command, env=env, cwd=commands.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    while process.poll() is None and not condition():
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+    return process.returncode == -signal.SIGKILL
+
+
+def test_killed_runs_end_bit_identical(env, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    commands.train(whole, env, *OVERRIDES)
+
+    def last_step():
+        try:
+            return commands.records(broken)[-1]["step"]
+        except (FileNotFoundError, IndexError, ValueError):  # not begun, or a line half written
+            return 0
+
+    moments = [
+        lambda: last_step() >= 3,  # nothing saved yet
+        lambda: any("tmp" in name for name in saved(broken)),  # while a checkpoint is written
+        lambda: last_step() >= 12,  # between checkpoints
+        lambda: last_step() >= 13 and "13" not in saved(broken),  # at an evaluation
+        lambda: any("tmp" in name for name in saved(broken)) and last_step() > 20,
+        lambda: "40" in saved(broken),  # just after a checkpoint
+    ]
+    command = commands.train_command(broken, *OVERRIDES)
+    killed = [kill_when(command, env, moment) for moment in moments]
+    assert sum(killed) >= 5, killed  # a moment may be missed, but not most of them
+    result = commands.train(broken, env, *OVERRIDES)
+    assert "resuming after step" in result.stdout
+
+    expected, found = arrays(whole, STEPS), arrays(broken, STEPS)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    # Every step is recorded once, with the same loss.
+    assert commands.losses(broken) == commands.losses(whole)
+    steps = [(r["step"], "loss" in r) for r in commands.records(broken)]
+    assert len(steps) == len(set(steps))
+
+    finished = commands.run(command, env)
+    assert finished.returncode == 0
+    assert "finished before" in finished.stdout
+
+
+def test_what_a_run_leaves(env, tmp_path):
+    commands.train(tmp_path, env, *commands.TINY, "--config.num_steps=24")
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "checkpoints",
+        "config.json",
+        "curves.png",
+        "metrics.jsonl",
+        "summary.json",
+    }
+    training = next(r for r in commands.records(tmp_path) if "loss" in r)
+    assert training.keys() == {
+        *("step", "epoch", "loss", "learning_rate"),
+        *("gradient_norm", "parameter_norm", "update_norm"),
+        *("images_per_second", "step_seconds", "data_wait_fraction"),
+    }
+    changed = commands.train(tmp_path, env, *commands.TINY, "--config.num_steps=26")
+    assert "config changed: num_steps was 24, is 26" in changed.stdout

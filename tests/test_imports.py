@@ -1,0 +1,152 @@
+"""What may import what: layers of the package, homes of heavy libraries, and what models need."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "convnext_jax"
+
+# A file imports its own package and strictly lower ranks. Errors are below everything, so that
+# everything can raise them.
+RANKS = {
+    "errors": -1,
+    "constants": 0,
+    "tree": 0,
+    "ops": 0,
+    "sharding": 1,
+    "models": 1,
+    "data": 2,
+    "optim": 2,
+    "checkpointing": 2,
+    "convert": 2,
+    "evaluation": 3,
+    "inference": 3,
+    "training": 4,
+    "config": 5,
+    "builders": 5,
+    "main": 6,
+    "evaluate": 6,
+    "predict": 6,
+}
+SIDEWAYS = {("builders", "config")}
+HOMES = {
+    "orbax": "checkpointing",
+    "grain": "data",
+    "tensorflow_datasets": "data",
+    "torch": "convert",
+    "clu": "training",
+}
+# These import the standard library and nothing else but JAX, Flax and NumPy.
+LEAN = {"errors", "constants", "tree", "ops", "models"}
+
+# What JAX and Flax themselves import at `from flax import nnx`, apart from the standard library.
+NEEDED_BY_JAX = ["jaxlib", "ml_dtypes", "opt_einsum"]
+NEEDED_BY_FLAX = [
+    "absl",
+    "msgpack",
+    "optax",
+    "rich",
+    "treescope",
+    "typing_extensions",
+    "yaml",
+]
+
+
+def imports_of(path: pathlib.Path) -> list[tuple[str, int]]:
+    """Names and lines of all absolute imports in a file, those inside functions too."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            # `from convnext_jax import x` imports the module x.
+            below = [f"{node.module}.{a.name}" for a in node.names]
+            found += [(name, node.lineno) for name in below]
+    return found
+
+
+def files() -> list[pathlib.Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def unit_of(path: pathlib.Path) -> str:
+    """The top-level module or package of `convnext_jax` that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_layers_and_homes(path):
+    unit = unit_of(path)
+    assert unit in RANKS, f"{unit} has no rank"
+    for name, line in imports_of(path):
+        where = f"{path.relative_to(ROOT)}:{line} imports {name}"
+        library, *rest = name.split(".")
+        if library == "convnext_jax":
+            # The package's own attributes, such as `__version__`, have no rank.
+            if rest[0] in RANKS and rest[0] != unit and (unit, rest[0]) not in SIDEWAYS:
+                assert RANKS[rest[0]] < RANKS[unit], where
+        else:
+            assert HOMES.get(library, unit) == unit, where
+            if unit in LEAN:
+                assert library in {"jax", "flax", "numpy", *sys.stdlib_module_names}, where
+
+
+def test_clu_is_imported_in_one_file():
+    users = [p.name for p in files() if any(n.split(".")[0] == "clu" for n, _ in imports_of(p))]
+    assert len(users) <= 1, users
+
+
+def run(program: str) -> None:
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_imports_nothing():
+    run("""
+import sys
+import convnext_jax
+assert "create_model" in dir(convnext_jax)
+for library in ("jax", "flax", "numpy"):
+    assert library not in sys.modules, library
+try:
+    convnext_jax.creat_model
+except AttributeError as error:
+    assert "creat_model" in str(error)
+else:
+    raise AssertionError("an unknown name was found")
+""")
+
+
+def test_models_need_only_jax_flax_and_numpy():
+    allowed = ["convnext_jax", "jax", "flax", "numpy", *NEEDED_BY_JAX, *NEEDED_BY_FLAX]
+    run(f"""
+import sys
+
+ALLOWED = {{*sys.stdlib_module_names, *{allowed}}}
+
+class Absent:
+    # Finds what is allowed where it is, and nothing else, as if it were not installed.
+    finders = list(sys.meta_path)
+
+    def find_spec(self, name, path=None, target=None):
+        # The standard library's build data is named after the platform.
+        if name.split(".")[0] not in ALLOWED and not name.startswith("_sysconfigdata"):
+            return None
+        specs = (finder.find_spec(name, path, target) for finder in self.finders)
+        return next((spec for spec in specs if spec), None)
+
+sys.meta_path[:] = [Absent()]
+import numpy as np
+import convnext_jax
+assert len(convnext_jax.list_models()) == 12
+model = convnext_jax.create_model("convnext_atto", 3, depths=(1,), dims=(4,), kernel_size=3)
+assert np.isfinite(model(np.ones((1, 32, 32, 3), np.float32))).all()
+for library in ("torch", "tensorflow", "grain", "orbax", "clu", "ml_collections", "PIL"):
+    assert library not in sys.modules, library
+""")
