@@ -11,6 +11,8 @@ _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import timm  # noqa: E402
+import timm.loss  # noqa: E402
+import timm.optim  # noqa: E402
 import torchvision  # noqa: E402
 
 torch.set_num_threads(1)  # Test processes run side by side.

@@ -36,7 +36,7 @@ def warmup_cosine(
 
     def learning_rate(step: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(step)
-        warmup = peak * step.astype(jnp.float32) / max(warmup_steps - 1, 1)
+        warmup = peak * (step.astype(jnp.float32) / max(warmup_steps - 1, 1))
         # (1 + cos(pi i / T)) / 2 = sin^2(pi (T - i) / 2T), which keeps its relative precision in
         # float32 at the end of the run, where 1 + cos cancels.
         remaining = (total_steps - step).astype(jnp.float32) / max(cosine_steps, 1)

@@ -32,7 +32,7 @@ def train_command(workdir, *overrides, config="configs/digits.py"):
 
 
 def run(command, env, timeout=300):
-    """Runs a command from the repository's root; returns it with its output, whatever its status."""
+    """Runs a command from the repository's root and returns it, whatever its status."""
     return subprocess.run(
         command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout
     )

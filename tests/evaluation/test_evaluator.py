@@ -1,0 +1,104 @@
+"""Metrics against scikit-learn, and the counting of examples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from convnext_jax import sharding
+from convnext_jax.data.pipeline import eval_batches
+from convnext_jax.errors import InputError
+from convnext_jax.evaluation.evaluator import Evaluator
+from convnext_jax.evaluation.metrics import masked_sums
+
+
+def test_sums_equal_scikit_learns():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(40, 12)).astype(np.float32)
+    labels = rng.integers(0, 12, 40)
+    mask = np.arange(40) < 33
+    sums = masked_sums(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask))
+    kept, scores = labels[:33], logits[:33].astype(np.float64)
+    probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    assert sums["count"] == 33
+    for k in (1, 5):
+        expected = sklearn.metrics.top_k_accuracy_score(
+            kept, scores, k=k, normalize=False, labels=np.arange(12)
+        )
+        assert sums[f"top{k}"] == expected
+    expected = sklearn.metrics.log_loss(kept, probabilities, normalize=False, labels=np.arange(12))
+    assert float(sums["loss"]) == pytest.approx(expected, rel=1e-6)  # a float32 sum of 33 terms
+
+
+def test_filling_rows_count_nothing_whatever_they_hold():
+    logits = jnp.array([[1.0, 0.0], [jnp.nan, jnp.inf]])
+    sums = masked_sums(logits, jnp.array([0, 1]), jnp.array([1.0, 0.0]))
+    assert sums["count"] == sums["top1"] == sums["top5"] == 1
+    assert jnp.isfinite(sums["loss"])
+
+
+def test_equal_logits_are_no_hit_for_every_class():
+    sums = masked_sums(jnp.zeros((3, 10)), jnp.array([0, 4, 9]), jnp.ones(3))
+    assert (sums["top1"], sums["top5"]) == (1, 2)
+
+
+class Images:
+    """Grey images whose brightness is their label."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        from PIL import Image
+
+        return Image.new("RGB", (2, 2), (index % 7,) * 3), index % 7
+
+
+class Pixels:
+    image_size = 2
+
+    def __call__(self, image):
+        return np.asarray(image)
+
+
+def evaluator(length, batch, claimed=None):
+    source = Images(length)
+
+    def apply(params, images, key=None):
+        # Class 7 is what no image has; the brightness tells the right one.
+        brightness = jnp.round(images[:, 0, 0, :1] * 255)
+        return -jnp.abs(brightness - jnp.arange(8.0).reshape(1, 8)) + params["offset"]
+
+    return Evaluator(
+        apply,
+        lambda: eval_batches(source, Pixels(), global_batch=batch),
+        num_examples=length if claimed is None else claimed,
+        mesh=sharding.create_mesh(),
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+    )
+
+
+@pytest.mark.parametrize("length, batch", [(50, 8), (48, 16), (5, 64)])
+def test_every_example_counts_once(length, batch):
+    right = {"offset": jnp.zeros(())}
+    wrong = {"offset": jnp.zeros((1, 8)).at[0, 7].set(100)}
+    results = evaluator(length, batch)({"params": right, "ema": wrong})
+    assert results["params"]["num_examples"] == results["ema"]["num_examples"] == length
+    assert results["params"]["top1"] == 1
+    assert results["ema"]["top1"] == 0
+    expected = -jax.nn.log_softmax(
+        -jnp.abs(jnp.arange(8.0).reshape(1, 8) - jnp.arange(7.0).reshape(7, 1))
+    )
+    labels = np.arange(length) % 7
+    expected = np.asarray(expected)[labels, labels].mean()
+    assert results["params"]["loss"] == pytest.approx(expected, rel=1e-6)  # float32 sums
+
+
+def test_a_wrong_count_is_an_error():
+    with pytest.raises(InputError, match="saw 50 examples, but the split has 51"):
+        evaluator(50, 8, claimed=51)({"params": {"offset": jnp.zeros(())}})
