@@ -172,18 +172,18 @@ def resolve(config: ConfigDict) -> Config:
       InputError: an unknown key (with the closest existing ones), a value of the wrong type, or a
         value out of its range.
     """
-    resolved = from_dict(config.to_dict())
-    _check_ranges(resolved)
-    return resolved
+    return from_dict(config.to_dict())
 
 
 def from_dict(values: dict[str, Any]) -> Config:
     """Builds a `Config` from nested dictionaries, such as those that `dataclasses.asdict` gives.
 
     Raises:
-      InputError: an unknown key or a value of the wrong type.
+      InputError: as `resolve`.
     """
-    return _build(Config, values, prefix="")
+    config = _build(Config, values, prefix="")
+    _check_ranges(config)
+    return config
 
 
 def unknown_key(key: str) -> InputError:

@@ -4,7 +4,6 @@ A checkpoint says itself what model it is and how its images are prepared; no co
 """
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,15 +42,15 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
     item = "ema" if arguments.ema else "params"
     place = find_step(Path(arguments.checkpoint), arguments.step, f"eval_{item}_top1")
     description = read_description(*place)
-    config = from_dict(description["config"])
     given = {
         "name": arguments.dataset,
         "dir": arguments.data_dir,
         "eval_split": arguments.split,
         "eval_batch": arguments.batch_size,
     }
-    given = {key: value for key, value in given.items() if value is not None}
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **given))
+    values = description["config"]
+    values["data"] |= {key: value for key, value in given.items() if value is not None}
+    config = from_dict(values)
     mesh = sharding.create_mesh()
     source = open_source(config.data.name, config.data.eval_split, config.data.dir)
     if source.num_classes != description["num_classes"]:
@@ -73,7 +72,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     parsed = parse_arguments(arguments)
     with exit_in_one_sentence():
         results = evaluate(parsed)

@@ -5,6 +5,7 @@ before), 1 the run had to stop, 2 the input cannot be used; 1 and 2 come with on
 stderr.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -56,36 +57,47 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
       SystemExit: after one sentence, for a flag, a config file or a config key that does not exist.
     """
     with exit_in_one_sentence():
-        for argument in argv[1:]:
-            name = argument.lstrip("-").partition("=")[0]
+        # Before absl sees them, whose answer to these mistakes would be a traceback.
+        for argument, following in itertools.pairwise([*argv[1:], ""]):
+            name, equals, value = argument.lstrip("-").partition("=")
             key = name.removeprefix("config.")
-            # Before absl sees it, whose answer would be a traceback.
             if argument.startswith("-") and key != name and key not in all_keys():
                 raise unknown_key(key)
+            if argument.startswith("-") and name == "config":
+                _check_file(value if equals else following)
         try:
             rest = flags.FLAGS(argv)
-        except flags.Error as error:
-            raise InputError(str(error)) from error
-        except (AttributeError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"the config file cannot be used: {reason}") from error
-        if len(rest) > 1:
-            raise InputError(f"`{rest[1]}` is not a flag; overrides are `--config.KEY=VALUE`")
-        # Not `_CONFIG.value`, which raises where the file could not be loaded.
+        except (flags.Error, InputError, AttributeError, KeyError) as error:
+            raise _input_error_behind(error) from error
         for name in ("config", "workdir"):
             if not flags.FLAGS[name].present:
                 raise InputError(f"`--{name}` must be given")
-        file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-        if not file.is_file():
-            raise InputError(f"`--config` (={file}) must be a config file, and there is none")
+        if len(rest) > 1:
+            raise InputError(f"`{rest[1]}` is not a flag; overrides are `--config.KEY=VALUE`")
         return rest
+
+
+def _check_file(config: str) -> None:
+    if not os.path.isfile(config.partition(":")[0]):
+        raise InputError(f"`--config` (={config}) must be a config file, and there is none")
+
+
+def _input_error_behind(error: BaseException) -> InputError:
+    """The InputError that a config file raised, or one with what absl or ml_collections said."""
+    found = InputError(str(error).strip().splitlines()[-1])
+    cause: BaseException | None = error
+    while cause is not None:
+        # ml_collections raises the config's own error again, with the traceback in its message.
+        found = cause if isinstance(cause, InputError) else found
+        cause = cause.__cause__ or cause.__context__
+    return found
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs after the flags are parsed."""
     del argv
-    # Libraries log how they work; a run reports itself.
-    logging.set_verbosity(logging.ERROR)
+    # Libraries log how they work and what they raise; a run reports itself.
+    logging.set_verbosity(logging.FATAL)
     with exit_in_one_sentence():
         config = resolve(_CONFIG.value)
         run(config, Path(str(_WORKDIR.value)))

@@ -42,6 +42,7 @@ class Checkpoints:
             BestN(get_metric_fn=best_fn, n=1, keep_checkpoints_without_metrics=False),
         ]
         self._directory = directory
+        self._saving: int | None = None  # the step whose save was started last
         self._manager = ocp.CheckpointManager(
             directory,
             options=ocp.CheckpointManagerOptions(
@@ -80,10 +81,12 @@ class Checkpoints:
             name: ocp.args.StandardSave(value) for name, value in arrays.items()
         }
         items[DESCRIPTION] = ocp.args.JsonSave(dict(description))
+        self.wait()  # as Orbax would, but then its error is known to be that of the step before
+        self._saving = step
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
         except Exception as error:
-            raise self._failure(error, f"step {step}") from error
+            raise self._failure(error) from error
 
     def wait(self) -> None:
         """Returns when all saves are complete.
@@ -94,21 +97,23 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._failure(error, "the last step") from error
+            raise self._failure(error) from error
 
     def check(self) -> None:
         """Raises `RunError` if a save failed meanwhile; does not wait."""
         try:
             self._manager.check_for_errors()
         except Exception as error:
-            raise self._failure(error, "an earlier step") from error
+            raise self._failure(error) from error
 
-    def _failure(self, error: Exception, what: str) -> RunError:
+    def _failure(self, error: Exception) -> RunError:
         complete = completed_steps(self._directory)
         kept = (
             f"step {complete[-1]} is complete and usable" if complete else "there is no earlier one"
         )
-        return RunError(f"saving {what} to {self._directory} failed ({_reason(error)}); {kept}")
+        return RunError(
+            f"saving step {self._saving} to {self._directory} failed ({_reason(error)}); {kept}"
+        )
 
     def close(self) -> None:
         """Waits for saves and frees threads; a save that failed has been raised before."""

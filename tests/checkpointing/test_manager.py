@@ -1,0 +1,112 @@
+"""Saving and restoring; what happens with real runs is in tests/e2e."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from convnext_jax import sharding
+from convnext_jax.checkpointing import manager
+from convnext_jax.errors import InputError, RunError
+
+
+def params(scale=1.0, width=8):
+    # Eleven blocks: numbers of two digits must not change the order.
+    return {
+        "stages": {i: {"kernel": jnp.full((4, width), i * scale)} for i in range(11)},
+        "norm": {"scale": jnp.arange(4.0) * scale},
+    }
+
+
+def save(directory, steps, **options):
+    checkpoints = manager.Checkpoints(directory, best_metric="top1", **options)
+    for step, score in steps.items():
+        metrics = None if score is None else {"top1": score}
+        checkpoints.save(step, {"params": params(step)}, {"step": step, "tuple": (1, 2)}, metrics)
+    checkpoints.wait()
+    checkpoints.close()
+
+
+def abstract(tree, mesh):
+    return manager.abstract_like(tree, sharding.parameter_shardings(tree, mesh))
+
+
+def test_the_best_and_the_last_are_kept_also_by_a_later_session(tmp_path):
+    save(tmp_path, {1: 0.5, 2: 0.9, 3: 0.7, 4: None, 5: 0.8})
+    assert manager.completed_steps(tmp_path) == [2, 4, 5]
+    save(tmp_path, {6: 0.1, 7: 0.2})
+    assert manager.completed_steps(tmp_path) == [2, 6, 7]
+    save(tmp_path, {8: 0.9}, keep_last=1)  # of two equally good, the later
+    assert manager.completed_steps(tmp_path) == [8]
+
+
+@pytest.mark.parametrize("fsdp", [1, 8])
+def test_restored_arrays_are_bit_identical_wherever_they_are_placed(tmp_path, fsdp):
+    rng = np.random.default_rng(0)
+    values = {"kernel": jnp.asarray(rng.normal(size=(256, 128)), jnp.float32)}
+    moments = optax.adam(1e-3).init(values)
+    checkpoints = manager.Checkpoints(tmp_path, best_metric="top1")
+    checkpoints.save(3, {"params": values, "optimizer": moments}, {})
+    checkpoints.wait()
+    checkpoints.close()
+    mesh = sharding.create_mesh(fsdp=fsdp)
+    wanted = {"params": abstract(values, mesh), "optimizer": abstract(moments, mesh)}
+    found = manager.restore(tmp_path, 3, wanted)
+    assert found["params"]["kernel"].sharding.is_fully_replicated == (fsdp == 1)
+    assert jax.tree.structure(found) == jax.tree.structure({"params": values, "optimizer": moments})
+    jax.tree.map(np.testing.assert_array_equal, found, {"params": values, "optimizer": moments})
+
+
+def test_another_model_is_named_by_its_first_difference(tmp_path):
+    save(tmp_path, {1: None})
+    mesh = sharding.create_mesh()
+    with pytest.raises(InputError, match=r"`stages/0/kernel` has shape \(4, 8\), not \(4, 16\)"):
+        manager.restore(tmp_path, 1, {"params": abstract(params(width=16), mesh)})
+    more = params() | {"head": {"bias": jnp.zeros(3)}}
+    with pytest.raises(InputError, match=r"`head/bias` \(3,\) is missing"):
+        manager.restore(tmp_path, 1, {"params": abstract(more, mesh)})
+    fewer = {"stages": params()["stages"]}
+    with pytest.raises(InputError, match=r"`norm/scale` \(4,\) is not in the model"):
+        manager.restore(tmp_path, 1, {"params": abstract(fewer, mesh)})
+    with pytest.raises(InputError, match=r"has no `ema`"):
+        manager.restore(tmp_path, 1, {"ema": abstract(params(), mesh)})
+
+
+def test_finding_a_step(tmp_path):
+    save(tmp_path / "checkpoints", {1: 0.9, 2: 0.5, 3: 0.6})
+    directory = tmp_path / "checkpoints"
+    assert manager.find_step(tmp_path, "latest", "top1") == (directory, 3)
+    assert manager.find_step(directory, "latest", "top1") == (directory, 3)
+    assert manager.find_step(tmp_path, "best", "top1") == (directory, 1)
+    assert manager.find_step(tmp_path, "2", "top1") == (directory, 2)
+    assert manager.find_step(directory / "2", "latest", "top1") == (directory, 2)
+    with pytest.raises(
+        InputError, match=r"step \(=4\) must be latest, best, or one of .*: 1, 2, 3"
+    ):
+        manager.find_step(tmp_path, "4", "top1")
+    with pytest.raises(InputError, match="has the metric `top9`"):
+        manager.find_step(tmp_path, "best", "top9")
+    with pytest.raises(InputError, match="no complete checkpoint"):
+        manager.find_step(tmp_path / "nowhere", "latest", "top1")
+    assert manager.read_description(directory, 2) == {"step": 2, "tuple": [1, 2]}
+
+
+def test_what_a_killed_save_left_is_neither_found_nor_in_the_way(tmp_path):
+    save(tmp_path, {1: 0.9})
+    left = tmp_path / "2.orbax-checkpoint-tmp"
+    (left / "params").mkdir(parents=True)
+    assert manager.completed_steps(tmp_path) == [1]
+    save(tmp_path, {2: 0.5})
+    assert manager.completed_steps(tmp_path) == [1, 2]
+    assert not left.exists()
+
+
+def test_a_save_that_fails_says_what_is_left(tmp_path):
+    directory = tmp_path / "checkpoints"
+    checkpoints = manager.Checkpoints(directory, best_metric="top1")
+    checkpoints.save(1, {"params": params()}, {})
+    checkpoints.wait()
+    with pytest.raises(RunError, match=r"saving step 2 to .* failed \(.*\); step 1 is complete"):
+        checkpoints.save(2, {"params": params()}, {"not JSON": object()})
+        checkpoints.wait()

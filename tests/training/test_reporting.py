@@ -1,0 +1,78 @@
+"""Records across kills, and the summary made of them."""
+
+import json
+
+import pytest
+
+from convnext_jax.errors import RunError
+from convnext_jax.training import summary
+from convnext_jax.training.reporting import Reporter, read_records
+
+TRAINING = {
+    "epoch": 1.0,
+    "loss": 2.0,
+    "learning_rate": 0.1,
+    "images_per_second": 10.0,
+    "data_wait_fraction": 0.5,
+}
+
+
+def evaluation(top1):
+    return {"params": {"top1": top1, "top5": 1.0, "loss": 0.1, "num_examples": 9}}
+
+
+def record(workdir, start_step, steps):
+    reporter = Reporter(workdir, start_step=start_step, total_steps=9, tensorboard=False)
+    for step in steps:
+        reporter.train(step, TRAINING | {"loss": float(step)})
+    reporter.close()
+
+
+def test_records_after_the_checkpoint_are_dropped(tmp_path, capsys):
+    record(tmp_path, 0, [1, 2, 3, 4])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')  # cut off by a kill
+    record(tmp_path, 2, [3, 4, 5])
+    assert [r["step"] for r in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert "step 5/9  epoch 1.0  loss 5.0000  lr 1.00e-01  10 images/s" in capsys.readouterr().out
+
+
+def test_tensorboard_events_hold_what_was_recorded(tmp_path):
+    from tensorboard.backend.event_processing import event_accumulator
+    from tensorboard.util import tensor_util
+
+    reporter = Reporter(tmp_path, start_step=0, total_steps=2)
+    reporter.train(1, TRAINING)
+    reporter.evaluation(2, 1.0, evaluation(0.5))
+    reporter.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (tensor,) = events.Tensors("eval_params_top1")
+    assert (tensor.step, tensor_util.make_ndarray(tensor.tensor_proto)) == (2, 0.5)
+    assert tensor_util.make_ndarray(events.Tensors("loss")[0].tensor_proto) == 2.0
+
+
+def test_a_full_disk_ends_the_run_in_one_sentence(tmp_path):
+    reporter = Reporter(tmp_path, start_step=0, total_steps=2, tensorboard=False)
+    reporter._records.close()
+    reporter._records = open("/dev/full", "ab", buffering=0)
+    with pytest.raises(RunError, match="recording step 1 in /dev/full failed: .*No space left"):
+        reporter.train(1, TRAINING)
+
+
+def test_summary_and_curves(tmp_path):
+    reporter = Reporter(tmp_path, start_step=0, total_steps=6, tensorboard=False)
+    for step, top1 in ((2, 0.5), (4, 0.8), (6, 0.7)):
+        reporter.train(step, TRAINING | {"images_per_second": 10.0 * step})
+        reporter.evaluation(step, step / 2, evaluation(top1))
+    reporter.close()
+    facts = {"model": "m", "dataset": "d", "eval_split": "test"}
+    result = summary.write_summary(tmp_path, facts)
+    assert result == json.loads((tmp_path / "summary.json").read_text())
+    assert (result["final"]["step"], result["best"]["step"]) == (6, 4)
+    assert result["final"]["params"] == evaluation(0.7)["params"]
+    assert result["images_per_second"] == 50  # the first record has the compilation
+    line = summary.final_line(result, tmp_path)
+    assert "m on d: top-1 70.00% (raw parameters) on 9 images of `test` after 3 epochs" in line
+    summary.write_curves(tmp_path, "title")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
