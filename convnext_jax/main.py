@@ -11,8 +11,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-# TensorFlow, which clu's TensorBoard writer imports, would greet with a page of log lines.
+# TensorFlow, which clu's TensorBoard writer imports, would greet with log lines about itself.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import jax
 from absl import app, flags, logging

@@ -192,7 +192,8 @@ class _Meter:
         self._run = run
         self._reporter = reporter
         self._checkpoints = checkpoints
-        self._in_flight: deque[tuple[int, jax.Array]] = deque()
+        # Step, its metrics, and when it was dispatched.
+        self._in_flight: deque[tuple[int, jax.Array, float]] = deque()
         self._values: list[np.ndarray] = []
         self._waited = 0.0
         self._record_began = time.perf_counter()
@@ -206,14 +207,15 @@ class _Meter:
 
     def add(self, step: int, metrics: jax.Array) -> None:
         """Takes the metrics of a step just dispatched; waits for one dispatched earlier."""
-        self._in_flight.append((step, metrics))
+        self._in_flight.append((step, metrics, time.perf_counter()))
         while len(self._in_flight) > _STEPS_IN_FLIGHT:
-            self._take_oldest()
+            # A record ends when its last step was dispatched: by now, later ones may be done too.
+            self._take_oldest(until=self._in_flight[0][2])
 
     def drain(self) -> None:
         """Waits for all steps dispatched so far."""
         while self._in_flight:
-            self._take_oldest()
+            self._take_oldest(until=None)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -222,8 +224,8 @@ class _Meter:
         yield
         self._record_began += time.perf_counter() - began
 
-    def _take_oldest(self) -> None:
-        step, metrics = self._in_flight.popleft()
+    def _take_oldest(self, until: float | None) -> None:
+        step, metrics, _ = self._in_flight.popleft()
         values = np.asarray(metrics)
         named = dict(zip(METRICS, values.tolist(), strict=True))
         self._reporter.advance(step)
@@ -232,12 +234,11 @@ class _Meter:
                 raise self._not_finite(step, name, named[name])
         self._values.append(values)
         if step % self._run.log_every == 0 or step == self._run.total_steps:
-            self._record(step)
+            self._record(step, time.perf_counter() if until is None else until)
             self._checkpoints.check()
 
-    def _record(self, step: int) -> None:
-        now = time.perf_counter()
-        seconds = now - self._record_began
+    def _record(self, step: int, until: float) -> None:
+        seconds = until - self._record_began
         means = np.stack(self._values).mean(axis=0, dtype=np.float64).tolist()
         metrics = {"epoch": step / self._run.steps_per_epoch}
         metrics |= dict(zip(METRICS, means, strict=True))
@@ -247,7 +248,7 @@ class _Meter:
         metrics["data_wait_fraction"] = self._waited / seconds
         self._reporter.train(step, metrics)
         self._values.clear()
-        self._waited, self._record_began = 0.0, now
+        self._waited, self._record_began = 0.0, until
 
     def _not_finite(self, step: int, name: str, value: float) -> RunError:
         self._checkpoints.wait()
