@@ -29,7 +29,8 @@ def random_params(shapes, seed: int = 0):
         kind = name.rpartition("/")[2]
         if kind == "kernel":
             return noise / np.float32(math.sqrt(math.prod(leaf.shape[:-1])))
-        return {"gamma": 0.6 + 0.2 * noise, "scale": 1 + 0.3 * noise, "bias": 0.3 * noise}[kind]
+        values = {"gamma": 0.6 + 0.2 * noise, "scale": 1 + 0.3 * noise, "bias": 0.3 * noise}
+        return {**values, "beta": 0.3 * noise}[kind]
 
     return map_with_names(fill, shapes)
 

@@ -10,6 +10,9 @@ _TIMM = [
     (r"\.blocks\.", "."),
     (r"\.conv_dw\.", ".dwconv."),
     (r"\.mlp\.fc(\d)\.", r".pwconv\1."),
+    (r"\.mlp\.grn\.weight$", ".grn.gamma"),
+    (r"\.mlp\.grn\.bias$", ".grn.beta"),
+    (r"^head\.pre_logits\.fc\.", "pre_logits."),
     (r"^head\.norm\.", "norm."),
     (r"^head\.fc\.", "head."),
 ]
@@ -30,14 +33,30 @@ _RULES = {"timm": _TIMM, "torchvision": _TORCHVISION, "own names": []}
 
 def renamed(named, kind: str) -> dict[str, np.ndarray]:
     """Maps torch names and tensors, weights or their gradients, to our names and arrays."""
-    return dict(_convert(name, tensor.numpy(), kind) for name, tensor in named.items())
+    if kind == "timm":
+        named = _without_gaps_in_stem(named)
+    return dict(_convert(name, _array(tensor), kind) for name, tensor in named.items())
+
+
+def _without_gaps_in_stem(named) -> dict:
+    """Counts a stem's layers with parameters alone: `stem.{0,2,3}` become `stem.{0,1,2}`."""
+    layers = sorted({name.split(".")[1] for name in named if name.startswith("stem.")})
+    return {
+        re.sub(r"^stem\.(\d)", lambda m: f"stem.{layers.index(m[1])}", name): tensor
+        for name, tensor in named.items()
+    }
+
+
+def _array(tensor) -> np.ndarray:
+    """A tensor's values; of one on the meta device, which has none, an array of its shape."""
+    return np.broadcast_to(np.float32(0), tensor.shape) if tensor.is_meta else tensor.numpy()
 
 
 def _convert(name: str, array: np.ndarray, kind: str) -> tuple[str, np.ndarray]:
     for pattern, replacement in _RULES[kind]:
         name = re.sub(pattern, replacement, name)
     parent, _, leaf = name.rpartition(".")
-    if leaf == "gamma":
+    if leaf in ("gamma", "beta"):
         return name.replace(".", "/"), array.reshape(-1)
     if leaf == "weight":
         leaf = "scale" if array.ndim == 1 else "kernel"
@@ -61,7 +80,7 @@ def randomise(model, seed: int) -> None:
             noise = torch.randn(parameter.shape, generator=generator)
             if "gamma" in name or "layer_scale" in name:
                 parameter.copy_(0.6 + 0.2 * noise)
-            elif name.endswith("bias"):
+            elif name.endswith(("bias", "beta")):
                 parameter.copy_(0.3 * noise)
             elif parameter.ndim == 1:
                 parameter.copy_(1 + 0.3 * noise)

@@ -1,6 +1,6 @@
 """What models refuse, and in which words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 from jax import Array
@@ -17,11 +17,17 @@ def require(holds: bool, name: str, value: object, rule: str) -> None:
         raise InputError(f"`{name}` (={value}) must {rule}")
 
 
+def require_one_of(name: str, value: object, known: Iterable[str]) -> None:
+    """Raises an InputError unless `value` is one of the names in `known`."""
+    known = sorted(known)
+    require(value in known, name, value, f"be one of {', '.join(known)}")
+
+
 def check_hyperparameters(
     depths: Sequence[int],
     dims: Sequence[int],
     num_classes: int,
-    kernel_size: int,
+    kernel_size: int | Sequence[int],
     layer_scale_init: float | None,
     drop_path: float,
     norm_eps: float,
@@ -41,8 +47,18 @@ def check_hyperparameters(
     )
     require(min(dims) >= 1, "dims", dims, "be positive numbers")
     require(num_classes >= 0, "num_classes", num_classes, "be 0 (no head) or positive")
+    sizes = (kernel_size,) * len(depths) if isinstance(kernel_size, int) else kernel_size
     require(
-        kernel_size >= 1 and kernel_size % 2 == 1, "kernel_size", kernel_size, "be odd and positive"
+        len(sizes) == len(depths),
+        "kernel_size",
+        kernel_size,
+        f"be a number, or have as many entries as `depths` (={depths})",
+    )
+    require(
+        all(size >= 1 and size % 2 == 1 for size in sizes),
+        "kernel_size",
+        kernel_size,
+        "be odd and positive",
     )
     require(
         layer_scale_init is None or layer_scale_init >= 0,

@@ -1,4 +1,7 @@
-"""ConvNeXt as in "A ConvNet for the 2020s" (arXiv 2201.03545), section 2 and figure 4."""
+"""ConvNeXt as in "A ConvNet for the 2020s" (arXiv 2201.03545), section 2 and figure 4.
+
+Fields turn it into ConvNeXt V2 (arXiv 2301.00808) and into timm's variants; their defaults are V1.
+"""
 
 from collections.abc import Sequence
 
@@ -8,11 +11,13 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from convnext_jax.models import checks, layers
+from convnext_jax.models import checks, layers, stems
 
 
 class Block(nnx.Module):
     """Depthwise convolution, LayerNorm, and a perceptron over the channels, around a skip.
+
+    A block of V2 has no layer scale, and GRN inside the perceptron.
 
     Args:
       dim: number of channels C.
@@ -20,9 +25,12 @@ class Block(nnx.Module):
       kernel_size: side of the depthwise filter, odd.
       layer_scale_init: initial value of `gamma`; 0 or None: there is no `gamma`.
       drop_path: probability in [0, 1) of dropping the residual path of an example in training.
-      norm_eps: epsilon of the LayerNorm.
+      norm_eps: epsilon of the norm.
       dtype: dtype of computation; parameters are float32.
       rngs: its `params` stream draws the initial values.
+      grn: global response normalisation behind the activation.
+      activation: a key of `layers.ACTIVATIONS`.
+      norm: a key of `layers.NORMS`.
     """
 
     def __init__(
@@ -36,15 +44,20 @@ class Block(nnx.Module):
         norm_eps: float,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
+        grn: bool = False,
+        activation: str = "gelu",
+        norm: str = "layer_norm",
     ):
         """Draws the initial parameters."""
         self.dwconv = layers.DepthwiseConv(dim, kernel_size, dtype, rngs)
-        self.norm = layers.layer_norm(dim, norm_eps, dtype, rngs)
+        self.norm = layers.NORMS[norm](dim, norm_eps, dtype, rngs)
         self.pwconv1 = layers.linear(dim, 4 * dim, dtype, rngs)
+        self.grn = layers.GlobalResponseNorm(4 * dim, dtype) if grn else None
         self.pwconv2 = layers.linear(4 * dim, dim, dtype, rngs)
         self.gamma = (
             nnx.Param(jnp.full((dim,), layer_scale_init, jnp.float32)) if layer_scale_init else None
         )
+        self.activation = activation
         self.index = index
         self.drop_path = drop_path
         self.dtype = dtype
@@ -57,7 +70,9 @@ class Block(nnx.Module):
         y = self.dwconv(x)
         y = self.norm(y)
         y = self.pwconv1(y)
-        y = jax.nn.gelu(y, approximate=False)
+        y = layers.ACTIVATIONS[self.activation](y)
+        if self.grn is not None:
+            y = self.grn(y)
         y = self.pwconv2(y)
         if self.gamma is not None:
             y = y * layers.per_channel(self.gamma[...], self.dtype)
@@ -82,19 +97,30 @@ class ConvNeXt(nnx.Module):
     """ConvNeXt: images to logits, or to the feature maps of its four stages.
 
     Parameters have the names of the reference implementation. Initial kernels are normal with
-    standard deviation 0.02, biases 0.
+    standard deviation 0.02, biases 0. With the defaults this is V1; V2 is `grn=True,
+    layer_scale_init=None`. The image towers of OpenCLIP are these models too, with a head whose
+    bias is 0 (with `head_hidden_size` where their projection is a perceptron).
 
     Args:
       depths: number of blocks of each stage.
       dims: number of channels of each stage.
       num_classes: length of the logits; 0: there is no head, and the model returns the embedding.
-      kernel_size: side of the depthwise filters, odd.
+      kernel_size: side of the depthwise filters, odd; or one for each stage.
       layer_scale_init: initial value of the blocks' `gamma`; 0 or None: there is no such parameter.
+      grn: global response normalisation in the blocks (V2).
+      stem: `patch`, or one of the overlapping stems in `stems.STEMS`.
+      activation: `gelu` (exact), `gelu_tanh` or `silu`; in the blocks, and in the stem
+        `overlap_act`.
+      norm: `layer_norm` or `simple_norm` (no mean is subtracted, no bias).
+      norm_eps: epsilon of every norm.
+      head_norm_first: normalise the last map before it is averaged (parameters `norm_pre`) instead
+        of the average (`norm`).
+      head_hidden_size: width of a layer with exact GELU before the head (`pre_logits`); None: there
+        is no such layer.
       drop_path: probability in [0, 1) of dropping the last block's residual path of an example in
         training; the blocks before it have linearly less, the first one 0.
       head_init_scale: multiplies the initial kernel and bias of the head.
-      norm_eps: epsilon of every LayerNorm.
-      dtype: dtype of computation, float32 or bfloat16. Parameters, LayerNorm statistics, pooling
+      dtype: dtype of computation, float32 or bfloat16. Parameters, statistics of norms, pooling
         and the head are float32.
       remat: recompute the inside of blocks in the backward pass instead of storing it.
       rngs: its `params` stream draws the initial values; nothing of it is kept.
@@ -109,11 +135,17 @@ class ConvNeXt(nnx.Module):
         depths: Sequence[int],
         dims: Sequence[int],
         num_classes: int,
-        kernel_size: int = 7,
+        kernel_size: int | Sequence[int] = 7,
         layer_scale_init: float | None = 1e-6,
+        grn: bool = False,
+        stem: str = "patch",
+        activation: str = "gelu",
+        norm: str = "layer_norm",
+        norm_eps: float = 1e-6,
+        head_norm_first: bool = False,
+        head_hidden_size: int | None = None,
         drop_path: float = 0.0,
         head_init_scale: float = 1.0,
-        norm_eps: float = 1e-6,
         dtype: DTypeLike = "float32",
         remat: bool = False,
         rngs: nnx.Rngs,
@@ -122,42 +154,62 @@ class ConvNeXt(nnx.Module):
         checks.check_hyperparameters(
             depths, dims, num_classes, kernel_size, layer_scale_init, drop_path, norm_eps
         )
+        checks.require_one_of("stem", stem, stems.STEMS)
+        checks.require_one_of("activation", activation, layers.ACTIVATIONS)
+        checks.require_one_of("norm", norm, layers.NORMS)
+        checks.require(
+            head_hidden_size is None or head_hidden_size >= 1,
+            "head_hidden_size",
+            head_hidden_size,
+            "be positive, or None for no such layer",
+        )
         self.depths = tuple(depths)
         self.dims = tuple(dims)
         self.num_classes = num_classes
         self.dtype = checks.compute_dtype(dtype)
         self.remat = remat
 
+        make_norm = layers.NORMS[norm]
+        kernel_sizes = [kernel_size] * len(depths) if isinstance(kernel_size, int) else kernel_size
         rates = layers.drop_path_rates(drop_path, sum(depths))
         downsample_layers, stages = [], []
         for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
             if stage == 0:
-                conv = layers.patchify(3, dim, 4, self.dtype, rngs)
-                norm = layers.layer_norm(dim, norm_eps, self.dtype, rngs)
-                downsample_layers.append(nnx.List([conv, norm]))
+                convs = stems.STEMS[stem](dim, activation, self.dtype, rngs)
+                stem_norm = make_norm(dim, norm_eps, self.dtype, rngs)
+                downsample_layers.append(nnx.List([*convs, stem_norm]))
             else:
-                norm = layers.layer_norm(dims[stage - 1], norm_eps, self.dtype, rngs)
+                stage_norm = make_norm(dims[stage - 1], norm_eps, self.dtype, rngs)
                 conv = layers.patchify(dims[stage - 1], dim, 2, self.dtype, rngs)
-                downsample_layers.append(nnx.List([norm, conv]))
+                downsample_layers.append(nnx.List([stage_norm, conv]))
             first = sum(depths[:stage])
             blocks = [
                 Block(
                     dim,
                     index=index,
-                    kernel_size=kernel_size,
+                    kernel_size=kernel_sizes[stage],
                     layer_scale_init=layer_scale_init,
                     drop_path=rates[index],
                     norm_eps=norm_eps,
                     dtype=self.dtype,
                     rngs=rngs,
+                    grn=grn,
+                    activation=activation,
+                    norm=norm,
                 )
                 for index in range(first, first + depth)
             ]
             stages.append(nnx.List(blocks))
         self.downsample_layers = nnx.List(downsample_layers)
         self.stages = nnx.List(stages)
-        self.norm = layers.layer_norm(dims[-1], norm_eps, jnp.float32, rngs)
-        self.head = layers.head(dims[-1], num_classes, head_init_scale, rngs)
+        final_norm = make_norm(dims[-1], norm_eps, jnp.float32, rngs)
+        self.norm_pre = final_norm if head_norm_first else None
+        self.norm = None if head_norm_first else final_norm
+        width = dims[-1] if head_hidden_size is None else head_hidden_size
+        self.pre_logits = (
+            None if head_hidden_size is None else layers.linear(dims[-1], width, jnp.float32, rngs)
+        )
+        self.head = layers.head(width, num_classes, head_init_scale, rngs)
 
     def features(self, images: Array, key: Array | None = None) -> list[Array]:
         """Computes the feature map of each stage.
@@ -169,8 +221,8 @@ class ConvNeXt(nnx.Module):
           key: turns stochastic depth on (training) and decides what it drops; None is inference.
 
         Returns:
-          One array per stage, [N, H_s, W_s, dims[s]] in the compute dtype, with H_0 = H // 4 and
-          H_s = H_(s-1) // 2.
+          One array per stage, [N, H_s, W_s, dims[s]] in the compute dtype, with H_0 = H // 4 (with
+          an overlapping stem H / 4 rounded up) and H_s = H_(s-1) // 2.
 
         Raises:
           InputError: if `images` is not as above.
@@ -194,9 +246,16 @@ class ConvNeXt(nnx.Module):
 
         Returns:
           Logits [N, num_classes] float32; with `num_classes` 0 the embedding [N, dims[-1]] float32,
-          which is the last feature map averaged over its area and normalised.
+          which is the last feature map averaged over its area and normalised (or the output
+          [N, head_hidden_size] of `pre_logits`).
 
         Raises:
           InputError: as in `features`.
         """
-        return layers.pool_and_classify(self.features(images, key)[-1], self.norm, self.head)
+        return layers.pool_and_classify(
+            self.features(images, key)[-1],
+            self.norm,
+            self.head,
+            norm_pre=self.norm_pre,
+            pre_logits=self.pre_logits,
+        )

@@ -1,5 +1,7 @@
 """The parts that blocks and heads are made of: initialisers, layers, drop path."""
 
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +17,13 @@ from convnext_jax.ops.depthwise_conv import depthwise_conv
 # with `jax.random.truncated_normal` at +-100: it turns a uniform draw of exactly -1, about one in
 # 16 million, into a weight of -100 standard deviations.)
 kernel_init = nnx.initializers.normal(stddev=0.02)
+
+# `gelu` is the exact one of the paper, with erf. The others occur in timm's smallest test models.
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+}
 
 
 def patchify(
@@ -62,6 +71,74 @@ def layer_norm(features: int, eps: float, dtype: DTypeLike, rngs: nnx.Rngs) -> n
         promote_dtype=_as_they_are,
         rngs=rngs,
     )
+
+
+class SimpleNorm(nnx.Module):
+    """Division by the standard deviation over the channels, which are not centred; no bias.
+
+    timm trained its `_rms` models with this in place of a root mean square: the variance is about
+    the mean and unbiased (divided by C - 1), but the mean stays in the result. Statistics and scale
+    are float32 whatever `dtype`, the result's dtype, is. (timm `SimpleNorm`.)
+
+    Args:
+      features: number of channels C, at least 2.
+      eps: added to the variance.
+      dtype: dtype of the result.
+      rngs: not used; here for the signature of `layer_norm`.
+    """
+
+    def __init__(self, features: int, eps: float, dtype: DTypeLike, rngs: nnx.Rngs):
+        """Sets the scale to 1."""
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.epsilon = eps
+        self.dtype = dtype
+
+    def __call__(self, x: Array) -> Array:
+        """Normalises `x` [..., C]."""
+        x = x.astype(jnp.float32)
+        variance = x.var(axis=-1, keepdims=True, ddof=1)
+        scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        return (x * jax.lax.rsqrt(variance + self.epsilon) * scale).astype(self.dtype)
+
+
+Norm = nnx.LayerNorm | SimpleNorm
+
+NORMS: Mapping[str, Callable[[int, float, DTypeLike, nnx.Rngs], Norm]] = {
+    "layer_norm": layer_norm,
+    "simple_norm": SimpleNorm,
+}
+
+
+class GlobalResponseNorm(nnx.Module):
+    """Global response normalisation (GRN): channels compete by their norm over the whole map.
+
+    With n_c the L2 norm of channel c over height and width, channel c becomes
+    `gamma_c * x_c * n_c / (mean of n over the channels + 1e-6) + beta_c + x_c`. Both parameters
+    start at 0, where the layer is the identity. Everything is float32 whatever `dtype`, the
+    result's dtype, is. (ConvNeXt V2, arXiv 2301.00808, section 3.2 and algorithm 1.)
+
+    Args:
+      features: number of channels C.
+      dtype: dtype of the result.
+    """
+
+    def __init__(self, features: int, dtype: DTypeLike):
+        """Sets both parameters to 0."""
+        self.gamma = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.beta = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.dtype = dtype
+
+    def __call__(self, x: Array) -> Array:
+        """Maps `x` [N, H, W, C] to the same shape."""
+        x = x.astype(jnp.float32)
+        squares = jnp.sum(x * x, axis=(1, 2), keepdims=True)
+        # A channel that is 0 all over has the norm 0 and, as in PyTorch, the gradient 0: a plain
+        # square root would give it an infinite slope, and the model a NaN.
+        positive = squares > 0
+        norms = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
+        relative = norms / (norms.mean(axis=-1, keepdims=True) + 1e-6)
+        gamma, beta = (per_channel(p[...], jnp.float32) for p in (self.gamma, self.beta))
+        return (gamma * (x * relative) + beta + x).astype(self.dtype)
 
 
 class DepthwiseConv(nnx.Module):
@@ -131,10 +208,29 @@ def head(features: int, num_classes: int, scale: float, rngs: nnx.Rngs) -> nnx.L
     return layer  # The bias is 0, and so is its multiple.
 
 
-def pool_and_classify(x: Array, norm: nnx.LayerNorm, classifier: nnx.Linear | None) -> Array:
+def pool_and_classify(
+    x: Array,
+    norm: Norm | None,
+    classifier: nnx.Linear | None,
+    *,
+    norm_pre: Norm | None = None,
+    pre_logits: nnx.Linear | None = None,
+) -> Array:
     """Averages a feature map over its area, normalises it and applies the classifier, if any.
 
-    Maps [N, H, W, C] to float32 [N, num_classes], or [N, C] without a classifier.
+    Args:
+      x: [N, H, W, C], converted to float32.
+      norm: applied to the average.
+      classifier: applied last; None: the result is the embedding.
+      norm_pre: applied to the map, before the average.
+      pre_logits: applied with a GELU before the classifier.
+
+    Returns:
+      float32 [N, num_classes]; without a classifier [N, C], or the width of `pre_logits`.
     """
-    x = norm(x.astype(jnp.float32).mean(axis=(1, 2)))
+    x = x.astype(jnp.float32)
+    x = x if norm_pre is None else norm_pre(x)
+    x = x.mean(axis=(1, 2))
+    x = x if norm is None else norm(x)
+    x = x if pre_logits is None else ACTIVATIONS["gelu"](pre_logits(x))
     return x if classifier is None else classifier(x)

@@ -1,5 +1,6 @@
 """Models by name."""
 
+import dataclasses
 import difflib
 import fnmatch
 import inspect
@@ -12,6 +13,7 @@ from convnext_jax.constants import IMAGENET_1K_CLASSES
 from convnext_jax.errors import InputError
 from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.models.isotropic import ConvNeXtIsotropic
+from convnext_jax.models.pretrained import PRETRAINED, Pretrained
 from convnext_jax.models.variants import VARIANTS, Variant
 
 Model = ConvNeXt | ConvNeXtIsotropic
@@ -24,6 +26,11 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(VARIANTS, pattern))
 
 
+def list_pretrained(pattern: str = "*") -> list[str]:
+    """Returns the sorted names of published weights that match, such as `convnext_tiny.*`."""
+    return sorted(fnmatch.filter(PRETRAINED, pattern))
+
+
 def get_variant(name: str) -> Variant:
     """Returns the table's row of a model.
 
@@ -33,6 +40,17 @@ def get_variant(name: str) -> Variant:
     if name not in VARIANTS:
         raise InputError(f"`name` (={name}) must be a known model{_did_you_mean(name, VARIANTS)}")
     return VARIANTS[name]
+
+
+def get_pretrained(name: str) -> Pretrained:
+    """Returns the table's row of a set of published weights, by a name of `list_pretrained()`.
+
+    Raises:
+      InputError: if there are no such weights; the message has the closest names.
+    """
+    if name not in PRETRAINED:
+        raise InputError(f"`name` (={name}) must be known weights{_did_you_mean(name, PRETRAINED)}")
+    return PRETRAINED[name]
 
 
 def create_model(
@@ -66,11 +84,10 @@ def create_model(
                 f"`{override}` (={value}) must be one of the overrides {', '.join(allowed)}"
                 f"{_did_you_mean(override, allowed)}"
             )
+    # The variant's other fields are about feeding images; the isotropic class takes fewer.
+    fields = (field.name for field in dataclasses.fields(variant))
     arguments: dict[str, Any] = {
-        "depths": variant.depths,
-        "dims": variant.dims,
-        "layer_scale_init": variant.layer_scale_init,
-        "norm_eps": variant.norm_eps,
+        **{field: getattr(variant, field) for field in fields if field in allowed},
         **overrides,
     }
     if rngs is None:

@@ -62,7 +62,7 @@ def test_logits_and_gradients(name, layer_scale):
     results = {"logits": ours, **flatten_with_names(gradients)}
     for result, value in {"logits": theirs.detach().numpy(), **expected}.items():
         # Float32 sums in another order, relative to the tensor's largest value as in
-        # test_reference_parity.py.
+        # parity.py.
         error = np.max(np.abs(results[result] - value)) / np.max(np.abs(value))
         assert error < 3e-5, (result, error)
     assert len(results) == len(expected) + 1

@@ -5,17 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 from oracles import timm, torch, torchvision
 from random_models import functional, random_images, with_values
 from torch_weights import randomise, renamed
 
 from convnext_jax.tree import flatten_with_names
-
-# Relative to the largest absolute value of the tensor compared. Both sides compute in float32 and
-# add up in another order, which was seen to give 3e-6; single elements can cancel to nearly 0, so
-# their own size is no measure.
-TOLERANCE = 3e-5
 
 
 @functools.cache  # Two oracles for one model share the compilation.
@@ -27,11 +23,6 @@ def our_loss_and_gradients(name):
         return jnp.sum(logits * weights), logits
 
     return jax.jit(jax.grad(loss, has_aux=True)), shapes
-
-
-def worst(ours, theirs) -> float:
-    assert ours.shape == theirs.shape and np.all(np.isfinite(ours)) and np.any(theirs)
-    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
 
 
 @pytest.mark.parametrize(
@@ -56,10 +47,12 @@ def test_logits_and_gradients(name, kind, size):
     (theirs * torch.tensor(np.asarray(weights))).sum().backward()
     gradients, ours = gradients_of(params, images, weights)
 
-    assert worst(ours, theirs.detach().numpy()) < TOLERANCE
+    assert parity.worst(ours, theirs.detach().numpy()) < parity.TOLERANCE
     expected = renamed({n: p.grad for n, p in oracle.named_parameters()}, kind)
-    errors = {n: worst(g, expected[n]) for n, g in flatten_with_names(gradients).items()}
+    errors = {n: parity.worst(g, expected[n]) for n, g in flatten_with_names(gradients).items()}
     assert len(errors) == len(list(oracle.parameters()))
     name, error = max(errors.items(), key=lambda item: item[1])
-    print(f"worst of logits {worst(ours, theirs.detach().numpy()):.1e}, of {name} {error:.1e}")
-    assert error < TOLERANCE, name
+    print(
+        f"worst of logits {parity.worst(ours, theirs.detach().numpy()):.1e}, of {name} {error:.1e}"
+    )
+    assert error < parity.TOLERANCE, name

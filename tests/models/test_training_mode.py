@@ -22,6 +22,7 @@ def small(**overrides):
     [
         ("convnext_atto", {"depths": (1, 1, 2, 1)}),
         ("convnext_isotropic_small", {"depths": (2,)}),
+        ("convnextv2_atto", {"depths": (1, 2), "dims": (8, 16)}),
     ],
 )
 def test_every_parameter_has_a_gradient(name, overrides):
