@@ -5,6 +5,8 @@ that a reader takes only what it needs, and `description`: JSON with the model, 
 and the resolved config, which makes a checkpoint usable without its config file.
 """
 
+import errno
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,9 +86,21 @@ class Checkpoints:
         self.wait()  # as Orbax would, but then its error is known to be that of the step before
         self._saving = step
         try:
+            self._check_space(arrays)
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
         except Exception as error:
             raise self._failure(error) from error
+
+    def _check_space(self, arrays: Mapping[str, Any]) -> None:
+        """Raises OSError if the disk is too full, before anything is half-written."""
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(arrays)))
+        needed = size * 5 // 4 + 2**20  # with Orbax's indices, which weigh most in small models
+        free = shutil.disk_usage(self._directory).free
+        if free < needed:
+            raise OSError(
+                errno.ENOSPC,
+                f"{needed / 2**20:.0f} MiB are needed, and {free / 2**20:.0f} MiB are free",
+            )
 
     def wait(self) -> None:
         """Returns when all saves are complete.

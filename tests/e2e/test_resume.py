@@ -86,12 +86,15 @@ def test_killed_runs_end_bit_identical(env, tmp_path):
 
 
 def test_what_a_run_leaves(env, tmp_path):
-    commands.train(tmp_path, env, *commands.TINY, "--config.num_steps=24")
+    overrides = (*commands.TINY, "--config.num_steps=24", "--config.profile_steps=2")
+    commands.train(tmp_path, env, *overrides)
+    assert list(tmp_path.glob("profile/plugins/profile/*/*.xplane.pb"))
     assert {p.name for p in tmp_path.iterdir()} == {
         "checkpoints",
         "config.json",
         "curves.png",
         "metrics.jsonl",
+        "profile",
         "summary.json",
     }
     training = next(r for r in commands.records(tmp_path) if "loss" in r)
