@@ -1,0 +1,193 @@
+"""`python -m convnext_jax.convert --to`: the other libraries load what it writes."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from oracles import timm, torch, torchvision
+from originals import CLASSES, SMALL, facebook_names, hf_model, randomised, torch_images
+from random_models import random_images
+
+from convnext_jax.convert.__main__ import main
+from convnext_jax.convert.loading import load
+from convnext_jax.convert.write import export
+from convnext_jax.errors import InputError
+from convnext_jax.models.registry import get_variant
+
+
+@pytest.fixture(scope="module")
+def atto():
+    return randomised(timm.create_model("convnext_atto", num_classes=7))
+
+
+@pytest.fixture(scope="module")
+def published(atto, tmp_path_factory):
+    """A file such as Facebook publishes, of a model small enough to compute."""
+    path = tmp_path_factory.mktemp("published") / "weights.pth"
+    state = facebook_names(atto.state_dict())
+    state = {n: t.flatten(1) if "pwconv" in n and "weight" in n else t for n, t in state.items()}
+    torch.save({"model": state}, path)
+    return path
+
+
+def logits(model):
+    images = torch_images(random_images(2, 64, 64, 3))
+    with torch.no_grad():
+        output = model.eval()(images)
+    return getattr(output, "logits", output)
+
+
+def close(one, other):
+    # The same weights in the same library or another; both compute in float32.
+    return float((one - other).abs().max() / other.abs().max()) < 1e-5
+
+
+def test_to_timm(atto, published, tmp_path, capsys):
+    for name in ("out.safetensors", "out.pth"):
+        main([str(published), str(tmp_path / name), "--to", "timm"])
+        model = timm.create_model("convnext_atto", num_classes=7)
+        timm.models.load_checkpoint(model, str(tmp_path / name), strict=True)
+        assert torch.equal(logits(model), logits(atto))
+    printed = capsys.readouterr().out
+    assert "convnext_atto, 7 classes, in the format facebook" in printed
+    assert "licence of the weights: unknown" in printed and "SHA-256 of weights.pth" in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.pth", "out.safetensors"]
+
+
+def test_to_torchvision(atto, published, tmp_path):
+    main([str(published), str(tmp_path / "out.pth"), "--to", "torchvision"])
+    following = (80, 160, 320, None)
+    sizes = zip((40, 80, 160, 320), following, (2, 2, 6, 2), strict=True)
+    blocks = [torchvision.models.convnext.CNBlockConfig(*size) for size in sizes]
+    model = torchvision.models.convnext.ConvNeXt(blocks, num_classes=7)
+    model.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True), strict=True)
+    assert close(logits(model), logits(atto))
+
+
+def test_to_facebook(published, tmp_path):
+    main([str(published), str(tmp_path / "out.pth"), "--to", "facebook"])
+    again = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
+    original = torch.load(published, weights_only=True)["model"]
+    assert again.keys() == original.keys()
+    assert all(torch.equal(again[name], original[name]) for name in original)
+
+
+@pytest.mark.parametrize("classes", [7, 0])
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
+def test_to_a_folder_that_from_pretrained_opens(tmp_path, name, classes):
+    transformers = pytest.importorskip("transformers")
+    model = randomised(timm.create_model(name, num_classes=classes))
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    converted = load(str(tmp_path / "weights.pth"))
+    labels = [f"kind {i}" for i in range(classes)] if classes else None
+    export(converted.params, name, "hf", tmp_path / "folder", class_names=labels)
+    automatic = "AutoModelForImageClassification" if classes else "AutoModel"
+    again, info = getattr(transformers, automatic).from_pretrained(
+        tmp_path / "folder", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    variant = get_variant(name)
+    kind = "ConvNextV2" if variant.grn else "ConvNext"
+    assert isinstance(again, type(hf_model(kind, classes)))
+    with torch.no_grad():
+        output = again.eval()(torch_images(random_images(2, 64, 64, 3)))
+    assert close(output.logits if classes else output.pooler_output, logits(model))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "folder")
+    assert tuple(processor.image_mean) == variant.mean
+    assert processor.crop_pct == variant.crop_fraction
+    # And back: with the names of the classes, and how images are fed.
+    back = load(str(tmp_path / "folder"))
+    assert back.class_names == (tuple(labels) if labels else None)
+    assert (back.model_name, back.num_classes) == (name, classes)
+    assert back.preprocessing == converted.preprocessing
+
+
+@pytest.mark.parametrize("kind", ["ConvNext", "ConvNextV2", "DINOv3ConvNext"])
+def test_folders_that_transformers_saves(tmp_path, kind):
+    model = randomised(hf_model(kind))
+    name = "convnextv2_tiny" if kind == "ConvNextV2" else "convnext_tiny"
+    for shards in ("50MB", "20KB"):
+        model.save_pretrained(tmp_path / shards, max_shard_size=shards)
+        converted = load(str(tmp_path / shards), model=name, overrides=SMALL)
+        assert converted.num_classes == (0 if kind == "DINOv3ConvNext" else CLASSES)
+        assert converted.class_names is None  # transformers makes up names.
+        kernel = dict(model.named_parameters())[
+            {
+                "ConvNext": "convnext.encoder.stages.1.layers.1.dwconv.weight",
+                "ConvNextV2": "convnextv2.encoder.stages.1.layers.1.dwconv.weight",
+                "DINOv3ConvNext": "model.stages.1.layers.1.depthwise_conv.weight",
+            }[kind]
+        ]
+        ours = converted.params["stages"][1][1]["dwconv"]["kernel"]
+        np.testing.assert_array_equal(ours[:, :, 0], kernel[:, 0].detach().permute(1, 2, 0))
+    assert len(converted.sha256) > 1
+
+
+def test_a_model_trained_here_with_other_classes(published, tmp_path):
+    arguments = [str(published), str(tmp_path / "out.safetensors"), "--to", "timm"]
+    main([*arguments, "--num_classes", "3"])
+    model = timm.create_model("convnext_atto", num_classes=3)
+    timm.models.load_checkpoint(model, str(tmp_path / "out.safetensors"), strict=True)
+    assert logits(model).shape == (2, 3)
+
+
+def test_failures_are_one_sentence(published, tmp_path, capsys):
+    for arguments, words in [
+        ([str(tmp_path / "absent.pth"), "out.pth", "--to", "timm"], "there is no file"),
+        ([str(published), str(tmp_path / "out.zip"), "--to", "timm"], "must end in one of"),
+        ([str(published), str(published / "out.pth"), "--to", "timm"], "cannot be written"),
+        ([str(published), str(tmp_path / "x.pth"), "--to", "timm", "--ema"], "no moving average"),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parameters_of_another_model_are_not_written(published, tmp_path):
+    params = load(str(published)).params
+    with pytest.raises(InputError, match="not those of convnext_femto: .* has shape"):
+        export(params, "convnext_femto", "timm", tmp_path / "out.pth")
+    params["head"]["bias"] = params["head"]["bias"].astype(np.float16)
+    with pytest.raises(InputError, match="`head/bias` must be float32"):
+        export(params, "convnext_atto", "timm", tmp_path / "out.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_xlarge_converts_in_little_memory_and_time(tmp_path, suffix):
+    model = timm.create_model("convnext_xlarge")
+    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    path = tmp_path / f"weights{suffix}"
+    timm_state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if suffix == ".pth":
+        torch.save(timm_state, path)
+    else:
+        import safetensors.torch
+
+        safetensors.torch.save_file(timm_state, path)
+    program = f"""
+import resource, sys
+from pathlib import Path
+from convnext_jax.convert.loading import load
+from convnext_jax.convert.write import export
+converted = load({str(path)!r})
+print(converted.model_name, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+export(converted.params, "convnext_xlarge", "timm", Path({str(tmp_path / "out.safetensors")!r}))
+print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    seconds = time.monotonic() - start
+    assert done.returncode == 0, done.stderr
+    name, reading, writing = done.stdout.split()
+    print(
+        f"{suffix}: {seconds:.1f} s, reading {int(reading) / size:.2f}, {int(writing) / size:.2f}"
+    )
+    assert name == "convnext_xlarge"
+    assert int(writing) < 3 * size
+    assert seconds < 60
