@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convnext_jax.inference.load import load_pretrained
     from convnext_jax.models.registry import create_model, list_models
 
 __version__ = "0.1.0"
@@ -14,9 +15,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "create_model": "convnext_jax.models.registry",
     "list_models": "convnext_jax.models.registry",
+    "load_pretrained": "convnext_jax.inference.load",
 }
 
-__all__ = ["__version__", "create_model", "list_models"]
+__all__ = ["__version__", "create_model", "list_models", "load_pretrained"]
 
 
 def __getattr__(name: str) -> Any:

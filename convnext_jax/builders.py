@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,22 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from convnext_jax import sharding
+from convnext_jax import sharding, tree
 from convnext_jax.checkpointing.manager import abstract_like, restore
 from convnext_jax.config import Config, DataConfig, ModelConfig
 from convnext_jax.data.pipeline import Batches, eval_batches, train_batches
 from convnext_jax.data.sources import Source, open_source
-from convnext_jax.data.transforms import EvalTransform, TrainTransform
+from convnext_jax.data.transforms import WARP_FROM_SIZE, EvalTransform, TrainTransform
 from convnext_jax.errors import InputError
 from convnext_jax.evaluation.evaluator import Evaluator
-from convnext_jax.models.registry import create_model, get_variant
+from convnext_jax.inference.load import load
+from convnext_jax.models.registry import get_variant
+from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
+from convnext_jax.models.variants import Preprocessing
 from convnext_jax.optim.optimizer import create_optimizer
 from convnext_jax.optim.schedule import warmup_cosine
 from convnext_jax.training.loop import Run
-from convnext_jax.training.state import initial_state
+from convnext_jax.training.state import TrainState, initial_state
 from convnext_jax.training.step import make_train_step
 
 
@@ -38,7 +40,7 @@ def build_run(config: Config) -> Run:
     source = open_source(config.data.name, config.data.train_split, config.data.dir)
     held_out = open_source(config.data.name, config.data.eval_split, config.data.dir)
     steps = config.steps(len(source))
-    variant = get_variant(config.model.name)
+    model = describe_model(config, source)
     learning_rate = warmup_cosine(
         config.optim.lr,
         total_steps=steps.total,
@@ -55,32 +57,36 @@ def build_run(config: Config) -> Run:
     )
     with_ema = config.optim.ema_decay > 0
 
-    def initialize(key: jax.Array) -> Any:
-        model = build_model(config.model, source.num_classes, nnx.Rngs(key))
-        return initial_state(model, optimizer, with_ema=with_ema)
+    def state_from(params: Any) -> TrainState:
+        return initial_state(params, optimizer, with_ema=with_ema)
 
-    key = jax.random.key(config.seed)
-    abstract_state = jax.eval_shape(initialize, key)
+    abstract_state = jax.eval_shape(state_from, model.spec.abstract_params())
     state_shardings = sharding.parameter_shardings(abstract_state, mesh)
-    apply = build_apply(config.model, source.num_classes)
+
+    def initialize() -> TrainState:
+        params = initial_params(config, model.spec, state_shardings.params)
+        return jax.jit(state_from, out_shardings=state_shardings, donate_argnums=0)(params)
+
     train_step = make_train_step(
-        apply,
+        model.spec.function(),
         optimizer,
         learning_rate,
         num_classes=source.num_classes,
-        mean=variant.mean,
-        std=variant.std,
+        mean=model.preprocessing.mean,
+        std=model.preprocessing.std,
         seed=config.seed,
         label_smoothing=config.optim.label_smoothing,
         ema_decay=config.optim.ema_decay if with_ema else None,
         accumulation_steps=accumulation_steps,
     )
-    image_size = config.data.image_size or variant.input_size
+    transform = TrainTransform(
+        model.preprocessing.input_size, crop=config.data.crop, flip=config.data.flip
+    )
 
     def batches(start_step: int) -> Batches:
         return train_batches(
             source,
-            TrainTransform(image_size, crop=config.data.crop, flip=config.data.flip),
+            transform,
             global_batch=config.data.global_batch,
             seed=config.seed,
             start_step=start_step,
@@ -95,16 +101,16 @@ def build_run(config: Config) -> Run:
         mesh=mesh,
         abstract_state=abstract_state,
         state_shardings=state_shardings,
-        initialize=lambda: jax.jit(initialize, out_shardings=state_shardings)(key),
+        initialize=initialize,
         train_step=jax.jit(
             train_step,
             donate_argnums=0,
             in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
             out_shardings=(state_shardings, sharding.replicated(mesh)),
         ),
-        evaluator=build_evaluator(config, held_out, mesh),
+        evaluator=build_evaluator(model, held_out, config.data, mesh),
         batches=batches,
-        description=describe(config, source),
+        description=model.to_json() | {"config": dataclasses.asdict(config)},
         global_batch=config.data.global_batch,
         steps_per_epoch=steps.per_epoch,
         total_steps=steps.total,
@@ -117,60 +123,99 @@ def build_run(config: Config) -> Run:
     )
 
 
-def build_model(config: ModelConfig, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
-    """Creates the model that a config describes."""
-    chosen = {
-        name: value
-        for name, value in dataclasses.asdict(config).items()
-        if name != "name" and value is not None
-    }
-    return create_model(config.name, num_classes, rngs, **chosen)
+def initial_params(config: Config, spec: ModelSpec, shardings: Any) -> Any:
+    """The parameters that a run starts with: those of `init_from`, or random ones.
+
+    Args:
+      config: names the weights to start from. Their head is left out, for a random one, where they
+        are for another number of classes, and only then.
+      spec: the model.
+      shardings: where the parameters go; a tree like them.
+
+    Raises:
+      InputError: there are no such weights, or they are another model's.
+    """
+    key = jax.random.key(config.seed)
+    if config.init_from is None:
+        draw = jax.jit(lambda key: params_of(spec.create(nnx.Rngs(key))), out_shardings=shardings)
+        return draw(key)
+    try:
+        found = load(config.init_from, spec.num_classes, rngs=nnx.Rngs(key), **spec.overrides)
+    except InputError as error:
+        raise InputError(f"`init_from` (={config.init_from}) cannot be used: {error}") from error
+    if found.spec.name != spec.name:
+        raise InputError(
+            f"`init_from` (={config.init_from}) must hold weights of {spec.name}, and has those of"
+            f" {found.spec.name}"
+        )
+    params = params_of(found.model)
+    difference = tree.first_difference(
+        tree.flatten_with_names(params), tree.flatten_with_names(spec.abstract_params())
+    )
+    if difference is not None:
+        raise InputError(f"`init_from` (={config.init_from}) does not fit the model: {difference}")
+    return jax.device_put(params, shardings)
 
 
-def build_apply(config: ModelConfig, num_classes: int) -> Callable[..., jax.Array]:
-    """The model as a pure function (params, images, key=None) -> logits."""
-    abstract_model = nnx.eval_shape(lambda: build_model(config, num_classes, nnx.Rngs(0)))
-    graph, _ = nnx.split(abstract_model)
-
-    def apply(params: Any, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        return nnx.merge(graph, params)(images, key=key)
-
-    return apply
+def model_spec(config: ModelConfig, num_classes: int) -> ModelSpec:
+    """The model that a config describes."""
+    values = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
+    return ModelSpec(values.pop("name"), num_classes, values)
 
 
-def build_evaluator(config: Config, source: Source, mesh: Mesh) -> Evaluator:
-    """An evaluator of `source` with the config's model and evaluation transform.
+def describe_model(config: Config, source: Source) -> ModelDescription:
+    """The model of a run, whose images are evaluated as the reference does at their size."""
+    variant = get_variant(config.model.name)
+    size = config.data.image_size or variant.input_size
+    warp = size >= WARP_FROM_SIZE
+    preprocessing = Preprocessing(
+        input_size=size,
+        crop_fraction=1.0 if warp else config.data.eval_crop or variant.crop_fraction,
+        crop_mode="squash" if warp else "center",
+        interpolation="bicubic",
+        mean=variant.mean,
+        std=variant.std,
+    )
+    spec = model_spec(config.model, source.num_classes)
+    return ModelDescription(spec, preprocessing, source.class_names)
+
+
+def build_evaluator(
+    model: ModelDescription, source: Source, data: DataConfig, mesh: Mesh
+) -> Evaluator:
+    """An evaluator of a model on `source`, whose images it prepares as the model wants them.
 
     Raises:
       InputError: the batch does not divide over the devices.
     """
-    variant = get_variant(config.model.name)
-    image_size = config.data.image_size or variant.input_size
-    crop_fraction = config.data.eval_crop or variant.crop_fraction
-    batch = config.data.eval_batch
+    batch = data.eval_batch
     if batch is None:
-        batch = config.data.global_batch // accumulation(config.data, mesh.size)
+        batch = data.global_batch // accumulation(data, mesh.size)
     elif batch % mesh.size:
         raise InputError(
             f"`data.eval_batch` (={batch}) must be divisible by the number of devices"
             f" (={mesh.size})"
         )
+    feeding = model.preprocessing
+    transform = EvalTransform(
+        feeding.input_size, feeding.crop_fraction, feeding.crop_mode, feeding.interpolation
+    )
     return Evaluator(
-        build_apply(config.model, source.num_classes),
+        model.spec.function(),
         functools.partial(
             eval_batches,
             source,
-            EvalTransform(image_size, crop_fraction),
+            transform,
             global_batch=batch,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            workers=_workers(config.data),
-            threads=config.data.threads,
+            workers=_workers(data),
+            threads=data.threads,
         ),
         num_examples=len(source),
         mesh=mesh,
-        mean=variant.mean,
-        std=variant.std,
+        mean=feeding.mean,
+        std=feeding.std,
     )
 
 
@@ -196,14 +241,11 @@ def accumulation(config: DataConfig, devices: int) -> int:
     )
 
 
-def restore_params(
-    config: Config, num_classes: int, place: tuple[Path, int], item: str, mesh: Mesh
-) -> Any:
+def restore_params(spec: ModelSpec, place: tuple[Path, int], item: str, mesh: Mesh) -> Any:
     """Reads one set of a checkpoint's parameters.
 
     Args:
-      config: describes the model.
-      num_classes: of the model.
+      spec: of the model.
       place: directory of checkpoints and step, from `find_step`.
       item: `params` or `ema`.
       mesh: where they go.
@@ -211,19 +253,9 @@ def restore_params(
     Raises:
       InputError: the checkpoint does not have them.
     """
-    model = nnx.eval_shape(lambda: build_model(config.model, num_classes, nnx.Rngs(0)))
-    shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    shapes = spec.abstract_params()
     abstract = abstract_like(shapes, sharding.parameter_shardings(shapes, mesh))
     return restore(*place, {item: abstract})[item]
-
-
-def describe(config: Config, source: Source) -> dict[str, Any]:
-    """What a checkpoint says of itself, as JSON can hold it."""
-    return {
-        "num_classes": source.num_classes,
-        "class_names": list(source.class_names),
-        "config": dataclasses.asdict(config),
-    }
 
 
 def prepare_workdir(workdir: Path) -> Path:

@@ -88,6 +88,8 @@ class Config:
     """A whole run."""
 
     seed: int = 0
+    # Weights to start from: what `load_pretrained` takes. The workdir's own checkpoint comes first.
+    init_from: str | None = None
     num_epochs: float = 300.0
     num_steps: int | None = None  # ends the run early, or late, whatever `num_epochs`; None: epochs
     eval_every_epochs: float = 1.0

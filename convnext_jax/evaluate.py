@@ -15,6 +15,7 @@ from convnext_jax.checkpointing.manager import find_step, read_description
 from convnext_jax.config import from_dict
 from convnext_jax.data.sources import open_source
 from convnext_jax.errors import InputError, exit_in_one_sentence
+from convnext_jax.models.spec import ModelDescription
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -41,32 +42,36 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
     """
     item = "ema" if arguments.ema else "params"
     place = find_step(Path(arguments.checkpoint), arguments.step, f"eval_{item}_top1")
-    description = read_description(*place)
+    described = read_description(*place)
+    model = ModelDescription.from_json(described)
+    # A run says what it evaluated on; converted weights do not.
+    values = described.get("config", {"data": {"name": arguments.dataset, "global_batch": 64}})
     given = {
         "name": arguments.dataset,
         "dir": arguments.data_dir,
         "eval_split": arguments.split,
         "eval_batch": arguments.batch_size,
     }
-    values = description["config"]
     values["data"] |= {key: value for key, value in given.items() if value is not None}
-    config = from_dict(values)
+    if values["data"]["name"] is None:
+        raise InputError(f"`--dataset` must be given: {arguments.checkpoint} comes from no run")
+    data = from_dict(values).data
     mesh = sharding.create_mesh()
-    source = open_source(config.data.name, config.data.eval_split, config.data.dir)
-    if source.num_classes != description["num_classes"]:
+    source = open_source(data.name, data.eval_split, data.dir)
+    if source.num_classes != model.spec.num_classes:
         raise InputError(
-            f"dataset `{config.data.name}` has {source.num_classes} classes, but the checkpoint's"
-            f" model has {description['num_classes']}"
+            f"dataset `{data.name}` has {source.num_classes} classes, but the checkpoint's"
+            f" model has {model.spec.num_classes}"
         )
-    evaluator = builders.build_evaluator(config, source, mesh)
-    params = builders.restore_params(config, source.num_classes, place, item, mesh)
+    evaluator = builders.build_evaluator(model, source, data, mesh)
+    params = builders.restore_params(model.spec, place, item, mesh)
     results = evaluator({item: params})[item]
     return {
-        "model": config.model.name,
+        "model": model.spec.name,
         "step": place[1],
         "parameters": item,
-        "dataset": config.data.name,
-        "split": config.data.eval_split,
+        "dataset": data.name,
+        "split": data.eval_split,
     } | results
 
 

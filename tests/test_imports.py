@@ -75,7 +75,12 @@ def files() -> list[pathlib.Path]:
 
 
 def unit_of(path: pathlib.Path) -> str:
-    """The top-level module or package of `convnext_jax` that a file belongs to."""
+    """The top-level module or package of `convnext_jax` that a file belongs to.
+
+    A package's `__main__.py` is a command and stands above everything.
+    """
+    if path.name == "__main__.py":
+        return "main"
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

@@ -16,6 +16,12 @@ from convnext_jax.errors import InputError
 
 # From this size on the reference evaluates the whole image, warped, instead of a centre crop.
 WARP_FROM_SIZE = 384
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 _TRIES = 10
 
 
@@ -94,13 +100,15 @@ def padded_crop(image: Image.Image, offset: tuple[int, int], padding: int) -> Im
     return image.crop((left, top, left + image.width, top + image.height))
 
 
-def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
-    """Resizes so that the shorter side is `size`, bicubic; the longer one is rounded down."""
+def resize_shorter_side(
+    image: Image.Image, size: int, interpolation: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """Resizes so that the shorter side is `size`; the longer one is rounded down."""
     if image.width <= image.height:
         new = (size, int(size * image.height / image.width))
     else:
         new = (int(size * image.width / image.height), size)
-    return image.resize(new, Image.Resampling.BICUBIC)
+    return image.resize(new, interpolation)
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
@@ -175,32 +183,45 @@ class TrainTransform:
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """The reference's evaluation transform.
-
-    Below 384 pixels the shorter side is resized to int(image_size / crop_fraction) and the centre
-    is cut out; from 384 on the whole image is warped to a square and `crop_fraction` has no part.
+    """Resizes an image and cuts out its centre; by default the reference's evaluation transform.
 
     Attributes:
       image_size: height and width of the result, pixels.
-      crop_fraction: the result's share of the resized shorter side, in (0, 1].
+      crop_fraction: the result's share of the resized image's side, in (0, 1].
+      crop_mode: `center`: the shorter side is resized to int(image_size / crop_fraction); `squash`:
+        both sides are, without keeping the aspect ratio. None is the reference's rule: `center`
+        below 384 pixels; from 384 on the whole image is warped to a square, and `crop_fraction` has
+        no part.
+      interpolation: one of `INTERPOLATIONS`; with antialiasing.
     """
 
     image_size: int
     crop_fraction: float = 224 / 256
+    crop_mode: str | None = None
+    interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
         """Raises InputError where a field is out of range."""
         _check_size(self.image_size)
         if not 0 < self.crop_fraction <= 1:
             raise InputError(f"`crop_fraction` (={self.crop_fraction}) must be in (0, 1]")
+        if self.crop_mode not in (None, "center", "squash"):
+            raise InputError(f"`crop_mode` (={self.crop_mode!r}) must be 'center' or 'squash'")
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(
+                f"`interpolation` (={self.interpolation!r}) must be one of"
+                f" {', '.join(INTERPOLATIONS)}"
+            )
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Transforms an RGB image into uint8 [image_size, image_size, 3] in 0..255."""
-        size = self.image_size
-        if size >= WARP_FROM_SIZE:
-            return to_uint8(image.resize((size, size), Image.Resampling.BICUBIC))
-        shorter = int(size / self.crop_fraction)
-        return to_uint8(center_crop(resize_shorter_side(image, shorter), size))
+        size, interpolation = self.image_size, INTERPOLATIONS[self.interpolation]
+        if self.crop_mode is None and size >= WARP_FROM_SIZE:
+            return to_uint8(image.resize((size, size), interpolation))
+        side = int(size / self.crop_fraction)
+        if self.crop_mode == "squash":
+            return to_uint8(center_crop(image.resize((side, side), interpolation), size))
+        return to_uint8(center_crop(resize_shorter_side(image, side, interpolation), size))
 
 
 def _check_size(image_size: int) -> None:

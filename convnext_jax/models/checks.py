@@ -27,6 +27,7 @@ def check_hyperparameters(
     depths: Sequence[int],
     dims: Sequence[int],
     num_classes: int,
+    in_channels: int,
     kernel_size: int | Sequence[int],
     layer_scale_init: float | None,
     drop_path: float,
@@ -47,6 +48,7 @@ def check_hyperparameters(
     )
     require(min(dims) >= 1, "dims", dims, "be positive numbers")
     require(num_classes >= 0, "num_classes", num_classes, "be 0 (no head) or positive")
+    require(in_channels >= 1, "in_channels", in_channels, "be positive")
     sizes = (kernel_size,) * len(depths) if isinstance(kernel_size, int) else kernel_size
     require(
         len(sizes) == len(depths),
@@ -81,13 +83,13 @@ def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
     return found
 
 
-def check_images(images: Array, smallest: int) -> None:
-    """Raises an InputError unless `images` is floating [N, H, W, 3], H and W >= `smallest`."""
+def check_images(images: Array, channels: int, smallest: int) -> None:
+    """Raises an InputError unless `images` is floating [N, H, W, channels] and large enough."""
     require(
-        images.ndim == 4 and images.shape[3] == 3,
+        images.ndim == 4 and images.shape[3] == channels,
         "images",
         f"shape {images.shape}",
-        "have shape [N, H, W, 3]",
+        f"have shape [N, H, W, {channels}]",
     )
     require(
         min(images.shape[1:3]) >= smallest,

@@ -105,6 +105,7 @@ class ConvNeXt(nnx.Module):
       depths: number of blocks of each stage.
       dims: number of channels of each stage.
       num_classes: length of the logits; 0: there is no head, and the model returns the embedding.
+      in_channels: number of channels of images.
       kernel_size: side of the depthwise filters, odd; or one for each stage.
       layer_scale_init: initial value of the blocks' `gamma`; 0 or None: there is no such parameter.
       grn: global response normalisation in the blocks (V2).
@@ -135,6 +136,7 @@ class ConvNeXt(nnx.Module):
         depths: Sequence[int],
         dims: Sequence[int],
         num_classes: int,
+        in_channels: int = 3,
         kernel_size: int | Sequence[int] = 7,
         layer_scale_init: float | None = 1e-6,
         grn: bool = False,
@@ -152,7 +154,14 @@ class ConvNeXt(nnx.Module):
     ):
         """Draws the initial parameters."""
         checks.check_hyperparameters(
-            depths, dims, num_classes, kernel_size, layer_scale_init, drop_path, norm_eps
+            depths,
+            dims,
+            num_classes,
+            in_channels,
+            kernel_size,
+            layer_scale_init,
+            drop_path,
+            norm_eps,
         )
         checks.require_one_of("stem", stem, stems.STEMS)
         checks.require_one_of("activation", activation, layers.ACTIVATIONS)
@@ -166,6 +175,7 @@ class ConvNeXt(nnx.Module):
         self.depths = tuple(depths)
         self.dims = tuple(dims)
         self.num_classes = num_classes
+        self.in_channels = in_channels
         self.dtype = checks.compute_dtype(dtype)
         self.remat = remat
 
@@ -175,7 +185,7 @@ class ConvNeXt(nnx.Module):
         downsample_layers, stages = [], []
         for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
             if stage == 0:
-                convs = stems.STEMS[stem](dim, activation, self.dtype, rngs)
+                convs = stems.STEMS[stem](in_channels, dim, activation, self.dtype, rngs)
                 stem_norm = make_norm(dim, norm_eps, self.dtype, rngs)
                 downsample_layers.append(nnx.List([*convs, stem_norm]))
             else:
@@ -215,9 +225,9 @@ class ConvNeXt(nnx.Module):
         """Computes the feature map of each stage.
 
         Args:
-          images: [N, H, W, 3] floating point, normalised; H and W at least 32 (with four stages).
-            Rows and columns that do not fill a patch of a downsampling layer are cut off on the
-            right and below.
+          images: [N, H, W, in_channels] floating point, normalised; H and W at least 32 (with four
+            stages). Rows and columns that do not fill a patch of a downsampling layer are cut off
+            on the right and below.
           key: turns stochastic depth on (training) and decides what it drops; None is inference.
 
         Returns:
@@ -227,7 +237,8 @@ class ConvNeXt(nnx.Module):
         Raises:
           InputError: if `images` is not as above.
         """
-        checks.check_images(images, smallest=4 * 2 ** (len(self.dims) - 1))
+        smallest = 4 * 2 ** (len(self.dims) - 1)
+        checks.check_images(images, self.in_channels, smallest)
         x = images.astype(self.dtype)
         maps = []
         for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):

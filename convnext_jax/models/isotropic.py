@@ -28,6 +28,7 @@ class ConvNeXtIsotropic(nnx.Module):
         depths: Sequence[int],
         dims: Sequence[int],
         num_classes: int,
+        in_channels: int = 3,
         kernel_size: int = 7,
         layer_scale_init: float | None = None,
         drop_path: float = 0.0,
@@ -39,17 +40,26 @@ class ConvNeXtIsotropic(nnx.Module):
     ):
         """Draws the initial parameters."""
         checks.check_hyperparameters(
-            depths, dims, num_classes, kernel_size, layer_scale_init, drop_path, norm_eps, stages=1
+            depths,
+            dims,
+            num_classes,
+            in_channels,
+            kernel_size,
+            layer_scale_init,
+            drop_path,
+            norm_eps,
+            stages=1,
         )
         self.depths = tuple(depths)
         self.dims = tuple(dims)
         self.num_classes = num_classes
+        self.in_channels = in_channels
         self.dtype = checks.compute_dtype(dtype)
         self.remat = remat
 
         (depth,), (dim,) = depths, dims
         rates = layers.drop_path_rates(drop_path, depth)
-        self.stem = layers.patchify(3, dim, 16, self.dtype, rngs)
+        self.stem = layers.patchify(in_channels, dim, 16, self.dtype, rngs)
         self.blocks = nnx.List(
             [
                 Block(
@@ -72,8 +82,8 @@ class ConvNeXtIsotropic(nnx.Module):
         """Computes the feature map after the last block, the only one there is.
 
         Args:
-          images: [N, H, W, 3] floating point, normalised; H and W at least 16. Rows and columns
-            that do not fill a 16x16 patch are cut off on the right and below.
+          images: [N, H, W, in_channels] floating point, normalised; H and W at least 16. Rows and
+            columns that do not fill a 16x16 patch are cut off on the right and below.
           key: turns stochastic depth on (training) and decides what it drops; None is inference.
 
         Returns:
@@ -83,7 +93,7 @@ class ConvNeXtIsotropic(nnx.Module):
         Raises:
           InputError: if `images` is not as above.
         """
-        checks.check_images(images, smallest=16)
+        checks.check_images(images, self.in_channels, smallest=16)
         x = self.stem(images.astype(self.dtype))
         return [run_blocks(self.blocks, x, key, self.remat)]
 

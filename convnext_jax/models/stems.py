@@ -50,30 +50,44 @@ class OverlapConv(nnx.Conv):
         return y if self.activation is None else layers.ACTIVATIONS[self.activation](y)
 
 
-def _patch(dim: int, activation: str, dtype: DTypeLike, rngs: nnx.Rngs) -> list[nnx.Conv]:
+def _patch(
+    channels: int, dim: int, activation: str, dtype: DTypeLike, rngs: nnx.Rngs
+) -> list[nnx.Conv]:
     """The paper's stem: non-overlapping 4x4 patches."""
-    return [layers.patchify(3, dim, 4, dtype, rngs)]
+    return [layers.patchify(channels, dim, 4, dtype, rngs)]
 
 
-def _overlap(dim: int, activation: str, dtype: DTypeLike, rngs: nnx.Rngs) -> list[nnx.Conv]:
+def _overlap(
+    channels: int, dim: int, activation: str, dtype: DTypeLike, rngs: nnx.Rngs
+) -> list[nnx.Conv]:
     """Two convolutions of full width, with nothing between them."""
-    return [OverlapConv(3, dim, None, dtype, rngs), OverlapConv(dim, dim, None, dtype, rngs)]
+    return [OverlapConv(channels, dim, None, dtype, rngs), OverlapConv(dim, dim, None, dtype, rngs)]
 
 
-def _overlap_tiered(dim: int, activation: str, dtype: DTypeLike, rngs: nnx.Rngs) -> list[nnx.Conv]:
+def _overlap_tiered(
+    channels: int, dim: int, activation: str, dtype: DTypeLike, rngs: nnx.Rngs
+) -> list[nnx.Conv]:
     """The first of the two convolutions has half the width."""
     middle = round_to_eight(dim // 2)
-    return [OverlapConv(3, middle, None, dtype, rngs), OverlapConv(middle, dim, None, dtype, rngs)]
+    return [
+        OverlapConv(channels, middle, None, dtype, rngs),
+        OverlapConv(middle, dim, None, dtype, rngs),
+    ]
 
 
-def _overlap_act(dim: int, activation: str, dtype: DTypeLike, rngs: nnx.Rngs) -> list[nnx.Conv]:
+def _overlap_act(
+    channels: int, dim: int, activation: str, dtype: DTypeLike, rngs: nnx.Rngs
+) -> list[nnx.Conv]:
     """An activation stands between the two convolutions."""
-    return [OverlapConv(3, dim, activation, dtype, rngs), OverlapConv(dim, dim, None, dtype, rngs)]
+    return [
+        OverlapConv(channels, dim, activation, dtype, rngs),
+        OverlapConv(dim, dim, None, dtype, rngs),
+    ]
 
 
-# Each makes the convolutions of a stem from its width, the activation's name, dtype and rngs; a
-# norm follows them. The overlapping ones are timm's.
-STEMS: Mapping[str, Callable[[int, str, DTypeLike, nnx.Rngs], list[nnx.Conv]]] = {
+# Each makes the convolutions of a stem from the channels of images, its width, the activation's
+# name, dtype and rngs; a norm follows them. The overlapping ones are timm's.
+STEMS: Mapping[str, Callable[[int, int, str, DTypeLike, nnx.Rngs], list[nnx.Conv]]] = {
     "patch": _patch,
     "overlap": _overlap,
     "overlap_tiered": _overlap_tiered,

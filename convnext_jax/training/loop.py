@@ -78,7 +78,8 @@ class Run:
 def train(run: Run, workdir: Path) -> TrainState:
     """Trains from the newest checkpoint in `workdir`, or from the start, to the last step.
 
-    The initial weights are, by precedence: 1. the workdir's own checkpoint; 2. random.
+    The initial weights are, by precedence: 1. the workdir's own checkpoint; 2. those of the
+    config's `init_from`; 3. random.
 
     Args:
       run: what to do.

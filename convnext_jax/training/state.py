@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 
 @jax.tree_util.register_dataclass
@@ -28,16 +27,15 @@ class TrainState:
 
 
 def initial_state(
-    model: nnx.Module, optimizer: optax.GradientTransformation, *, with_ema: bool
+    params: Any, optimizer: optax.GradientTransformation, *, with_ema: bool
 ) -> TrainState:
-    """The state before the first step, with the parameters that `model` holds.
+    """The state before the first step.
 
     Args:
-      model: gives the parameters.
+      params: parameter tree.
       optimizer: gives its own first state.
       with_ema: whether to keep a moving average, which starts as a copy of the parameters.
     """
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -159,7 +159,7 @@ def test_parameters_of_another_model_are_not_written(published, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_xlarge_converts_in_little_memory_and_time(tmp_path, suffix):
+def test_xlarge_converts_in_little_memory_and_time(tmp_path, suffix, record_property):
     model = timm.create_model("convnext_xlarge")
     size = 4 * sum(parameter.numel() for parameter in model.parameters())
     path = tmp_path / f"weights{suffix}"
@@ -185,9 +185,8 @@ print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     seconds = time.monotonic() - start
     assert done.returncode == 0, done.stderr
     name, reading, writing = done.stdout.split()
-    print(
-        f"{suffix}: {seconds:.1f} s, reading {int(reading) / size:.2f}, {int(writing) / size:.2f}"
-    )
+    record_property("seconds", seconds)
+    record_property("peak memory, times the size", max(int(reading), int(writing)) / size)
     assert name == "convnext_xlarge"
     assert int(writing) < 3 * size
     assert seconds < 60

@@ -11,16 +11,16 @@ from originals import CASES, torch_images
 from random_models import functional, random_images
 
 from convnext_jax import tree
+from convnext_jax.checkpointing.manager import read_description
 from convnext_jax.convert import recognise
+from convnext_jax.convert.__main__ import load_checkpoint, main
 from convnext_jax.convert.keys import key_map
-from convnext_jax.convert.loading import load
 from convnext_jax.convert.write import EXPORTS, export
 
 # Relative to the tensor's largest absolute value: both sides compute in float32 and add up in
 # another order. The worst seen is 5e-7; a wrong activation or layout gives 1e-3 or more.
 TOLERANCE = 1e-5
-IMAGES = random_images(2, 64, 64, 3)
-ODD = random_images(2, 75, 101, 3)
+SIZES = {"224": random_images(1, 224, 224, 3), "odd": random_images(2, 75, 101, 3)}
 
 
 @functools.cache  # Formats of one model share the compilation.
@@ -46,21 +46,26 @@ def layout(ours, theirs):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_features_and_the_way_back(case, tmp_path):
+def test_logits_features_and_the_way_back(case, tmp_path, record_property):
     original = CASES[case]()
     path = tmp_path / "weights.pth"
     torch.save(original.content, path)
-    converted = load(str(path), model=original.model, overrides=original.overrides)
-    assert converted.format == original.format
+    command = [str(path), str(tmp_path / "run"), "--model", original.model]
+    for key, value in original.overrides.items():
+        command += ["--override", f"{key}={json.dumps(value)}"]
+    main(command)
+    converted = load_checkpoint(tmp_path / "run", "latest", ema=False)
+    described = read_description(tmp_path / "run" / "checkpoints", 0)
+    assert described["format"] == original.format
     overrides = {**converted.overrides, "num_classes": converted.num_classes}
     ours = compiled(converted.model_name, json.dumps(overrides, sort_keys=True))
 
-    for images in (IMAGES, ODD) if case == "timm V1" else (IMAGES,):
+    for size, images in SIZES.items():
         with torch.no_grad():
             logits, maps = original.run(torch_images(images))
         our_logits, our_maps = ours(converted.params, images)
         error = max(worst(o, t) for o, t in [(our_logits, logits), *layout(our_maps, maps)])
-        print(f"{case}: {error:.1e}")
+        record_property(f"error {size}", error)
         assert error < TOLERANCE
 
     state = original.content.get("model", original.content)

@@ -86,6 +86,20 @@ def test_a_workdir_of_another_model(finished, env):
 @pytest.mark.parametrize(
     "arguments, fragments",
     [
+        (["--config.model.name=convnext_femto"], ["of convnext_femto, and has", "convnext_atto"]),
+        (["--config.model.kernel_size=5"], ["do not fit convnext_atto", "(7, 7, 1, 8)"]),
+        (["--config.init_from=nowhere"], ["nowhere"]),
+    ],
+)
+def test_initial_weights_of_another_model(arguments, fragments, finished, env, tmp_path):
+    start = [*commands.TINY, f"--config.init_from={finished}", *arguments]
+    result = commands.run(commands.train_command(tmp_path / "run", *start), env)
+    refused(result, 2, "`init_from`", *fragments)
+
+
+@pytest.mark.parametrize(
+    "arguments, fragments",
+    [
         (["--checkpoint", "nowhere"], ["no complete checkpoint in nowhere"]),
         (["--step", "3"], ["step (=3)", "4"]),
         (["--split", "val"], ["split `val`"]),

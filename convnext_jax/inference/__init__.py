@@ -1,0 +1,1 @@
+"""Using trained models: loading, preprocessing, classes and embeddings of images."""

@@ -1,0 +1,93 @@
+"""From image files to the pixels that a model is fed with."""
+
+import os
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from convnext_jax.data.transforms import EvalTransform
+from convnext_jax.models.variants import Preprocessing
+
+ImageLike = str | os.PathLike[str] | Image.Image
+
+
+class ImageError(Exception):
+    """An image cannot be used; the message says why, without the image's name."""
+
+
+class Preprocess:
+    """Preprocessing on the host; pixels equal those of timm's and torchvision's transforms on PIL.
+
+    Differing from them, the EXIF orientation is respected. Normalising with mean and standard
+    deviation happens later, on the accelerator.
+
+    Attributes:
+      size: height and width of the result, pixels.
+    """
+
+    def __init__(self, preprocessing: Preprocessing):
+        """Checks the record.
+
+        Raises:
+          InputError: a field is out of range.
+        """
+        self.size = preprocessing.input_size
+        self._transform = EvalTransform(
+            preprocessing.input_size,
+            preprocessing.crop_fraction,
+            preprocessing.crop_mode,
+            preprocessing.interpolation,
+        )
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Transforms an image of any mode into uint8 [input_size, input_size, 3] in 0..255.
+
+        Raises:
+          ImageError: the image is a strip so thin that it would be resized to too many pixels.
+        """
+        image = upright_rgb(image)
+        shorter, longer = sorted(image.size)
+        side = self.size / self._transform.crop_fraction
+        most = Image.MAX_IMAGE_PIXELS
+        squash = self._transform.crop_mode == "squash"
+        if not squash and most is not None and side * side * longer > most * shorter:
+            raise ImageError(
+                f"its sides, {image.width} and {image.height} pixels, differ too much to resize the"
+                f" shorter one to {side:.0f}"
+            )
+        return self._transform(image)
+
+    def read(self, image: ImageLike) -> np.ndarray:
+        """Opens and decodes an image, unless it is one already, and transforms it.
+
+        Raises:
+          ImageError: that cannot be done.
+        """
+        try:
+            if isinstance(image, Image.Image):
+                return self(image)
+            with Image.open(image) as opened:
+                return self(opened)
+        except ImageError:
+            raise
+        except Image.UnidentifiedImageError as error:
+            raise ImageError("it is no image of a kind that PIL knows") from error
+        except FileNotFoundError as error:
+            raise ImageError("there is no such file") from error
+        except Exception as error:  # PIL's readers raise nearly anything on damaged data.
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ImageError(f"it cannot be read: {message}") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF orientation says, and converts it to RGB as PIL does.
+
+    PIL drops transparency and, in training and torchvision's loader too, cuts off 16-bit values at
+    255. Of an animation this is the first frame, and damaged EXIF says nothing.
+    """
+    image.load()  # Damaged pixels raise here.
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:
+        pass  # Damaged EXIF, which is no reason to refuse the pixels: they stay as they are stored.
+    return image.convert("RGB")

@@ -1,0 +1,89 @@
+"""A model as data, and as a pure function of its parameters."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+from jax import Array
+
+from convnext_jax.models.registry import Model, create_model
+from convnext_jax.models.variants import Preprocessing
+
+
+def params_of(model: nnx.Module) -> Any:
+    """The parameters of a model as a tree, whose leaves `convnext_jax.tree` names."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """What `create_model` is given: enough to build a model whose parameters are elsewhere.
+
+    Attributes:
+      name: one of `list_models()`.
+      num_classes: length of the logits; 0: the model returns its embedding.
+      overrides: keyword arguments in which the model differs from its variant.
+    """
+
+    name: str
+    num_classes: int
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def create(self, rngs: nnx.Rngs | None = None) -> Model:
+        """Builds the model with random initial weights; raises InputError as `create_model`."""
+        return create_model(self.name, self.num_classes, rngs, **self.overrides)
+
+    def abstract_params(self) -> Any:
+        """The tree of parameters as `jax.ShapeDtypeStruct`; nothing is computed."""
+        return params_of(nnx.eval_shape(self.create))
+
+    def function(self) -> Callable[..., Array]:
+        """The model as a pure function (params, images, key=None) -> logits."""
+        graph, _ = nnx.split(nnx.eval_shape(self.create))
+
+        def apply(params: Any, images: Array, key: Array | None = None) -> Array:
+            return nnx.merge(graph, params)(images, key=key)
+
+        return apply
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDescription:
+    """What a checkpoint says of its model: all that a reader of the weights needs.
+
+    Attributes:
+      spec: the model.
+      preprocessing: how images are fed to it.
+      class_names: one for each class, in the order of the logits; None: unknown.
+    """
+
+    spec: ModelSpec
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested dictionaries that JSON can hold."""
+        preprocessing = {
+            field.name: getattr(self.preprocessing, field.name)
+            for field in dataclasses.fields(Preprocessing)
+        }
+        return {
+            "model": {"name": self.spec.name, "overrides": dict(self.spec.overrides)},
+            "num_classes": self.spec.num_classes,
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "preprocessing": preprocessing,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ModelDescription":
+        """The opposite of `to_json`; other keys of `values` are left alone."""
+        names = values["class_names"]
+        preprocessing = dict(values["preprocessing"])
+        for key in ("mean", "std"):
+            preprocessing[key] = tuple(preprocessing[key])
+        return cls(
+            spec=ModelSpec(num_classes=values["num_classes"], **values["model"]),
+            preprocessing=Preprocessing(**preprocessing),
+            class_names=None if names is None else tuple(names),
+        )

@@ -1,0 +1,186 @@
+"""Classifies images: `python -m convnext_jax.predict --checkpoint WORKDIR photo.jpg folder/`.
+
+A checkpoint says itself what model it is and how its images are prepared. With `--output` the
+command writes embeddings of the images instead. It ends with status 0 if all images could be used,
+with 1 if some could not (each is named on stderr), and with 2 if its arguments cannot be used.
+"""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from convnext_jax.errors import InputError, RunError, exit_in_one_sentence
+from convnext_jax.inference.load import load
+from convnext_jax.inference.predictor import Failure, Prediction, Predictor
+
+# What is taken from folders, in lower or upper case; files named one by one may end as they like.
+EXTENSIONS = tuple(".avif .bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convnext_jax.predict", description="Classify images, or embed them."
+    )
+    parser.add_argument("images", nargs="+", help="files, and folders to search for images")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="workdir of a run, one step in it, PyTorch weights, or a name of published weights",
+    )
+    parser.add_argument("--step", default="latest", help="latest (default), best, or a number")
+    parser.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        help="the moving average of the parameters (default: if the checkpoint has one)",
+    )
+    parser.add_argument("--top", type=int, default=5, help="classes to give (default: 5)")
+    parser.add_argument("--batch_size", type=int, default=32, help="images at once (default: 32)")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each image")
+    parser.add_argument(
+        "--output",
+        help="instead of classes, write embeddings to this .npz file, with the arrays `embeddings`"
+        " and `paths`, and of images that could not be used `failed` (paths) and `errors`",
+    )
+    return parser.parse_args(arguments)
+
+
+def find_images(places: Sequence[str]) -> list[str]:
+    """The files among `places`, and in order of their names the images in folders among them.
+
+    Raises:
+      InputError: a place does not exist, or is a folder without images or that cannot be read.
+    """
+    found = []
+    for place in places:
+        if not os.path.lexists(place):
+            raise InputError(f"there is no file or folder {place}")
+        if os.path.isdir(place):
+            inside = list(_walk(place))
+            if not inside:
+                raise InputError(f"the folder {place} has no images ({', '.join(EXTENSIONS)})")
+            found += inside
+        else:
+            found.append(place)
+    return found
+
+
+def _walk(folder: str) -> Iterator[str]:
+    def fail(error: OSError) -> None:
+        raise InputError(f"the folder {error.filename} cannot be read: {error}") from error
+
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        folders.sort()  # The walk goes on in this order.
+        for file in sorted(files):
+            if file.lower().endswith(EXTENSIONS):
+                yield os.path.join(parent, file)
+
+
+def predict(arguments: argparse.Namespace) -> bool:
+    """Does what the arguments ask for; returns whether all images could be used.
+
+    Raises:
+      InputError: the arguments cannot be used.
+    """
+    images = find_images(arguments.images)
+    output = None if arguments.output is None else _writable(Path(arguments.output))
+    loaded = load(arguments.checkpoint, step=arguments.step, ema=arguments.ema)
+    predictor = Predictor(
+        loaded.model, loaded.preprocessing, loaded.class_names, batch_size=arguments.batch_size
+    )
+    if output is not None:
+        return _embed(predictor, images, output, arguments.json)
+    complete = True
+    for path, result in zip(images, predictor.predictions(images, arguments.top), strict=True):
+        if isinstance(result, Failure):
+            print(f"error: {result.error}", file=sys.stderr)
+            complete = False
+        if arguments.json:
+            print(json.dumps({"image": path} | _as_json(result)), flush=True)
+        elif not isinstance(result, Failure):
+            print(_as_table(path, result), flush=True)
+    return complete
+
+
+def _as_json(result: Prediction | Failure) -> dict[str, object]:
+    if isinstance(result, Failure):
+        return {"error": result.error}
+    rows = zip(result.labels, result.names, result.probabilities, strict=True)
+    return {"classes": [{"label": i, "name": n, "probability": p} for i, n, p in rows]}
+
+
+def _as_table(path: str, result: Prediction) -> str:
+    rows = zip(result.names, result.probabilities, strict=True)
+    return "\n".join([path, *(f"  {probability:7.2%}  {name}" for name, probability in rows)])
+
+
+def _writable(path: Path) -> Path:
+    """Returns `path`, once it is seen that a file can be put there."""
+    part = _part(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        part.write_bytes(b"")
+        part.unlink()
+    except OSError as error:
+        raise InputError(f"`--output` (={path}) must be a file that can be written: {error}") from (
+            error
+        )
+    return path
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def _embed(predictor: Predictor, images: list[str], output: Path, as_json: bool) -> bool:
+    """Writes an archive with `embeddings` [N, D], `paths` [N], and `failed` paths with `errors`."""
+    vectors, errors = predictor.embed(images)
+    for sentence in errors.values():
+        print(f"error: {sentence}", file=sys.stderr)
+    good = [i for i in range(len(images)) if i not in errors]
+    part = _part(output)
+    try:
+        # Given an open file NumPy does not add an ending to its name.
+        with part.open("wb") as file:
+            np.savez(
+                file,
+                embeddings=vectors[good],
+                paths=np.array([images[i] for i in good], dtype=np.str_),
+                failed=np.array([images[i] for i in errors], dtype=np.str_),
+                errors=np.array(list(errors.values()), dtype=np.str_),
+            )
+        part.replace(output)
+    except OSError as error:
+        raise RunError(f"writing {output} failed: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    written = {"output": str(output), "images": len(good), "size": vectors.shape[1]}
+    print(
+        json.dumps(written)
+        if as_json
+        else "{output}: embeddings of {images} images, {size} numbers each".format(**written)
+    )
+    return not errors
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    logging.set_verbosity(logging.FATAL)
+    warnings.filterwarnings("ignore", module="PIL")  # Of images that can be used all the same.
+    parsed = parse_arguments(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    with exit_in_one_sentence():
+        complete = predict(parsed)
+        sys.exit(0 if complete else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""From PyTorch to a checkpoint of ours, and on from there."""
+
+import json
+
+import numpy as np
+import pytest
+from oracles import timm, torch
+from originals import randomised, torch_images
+from random_models import random_images
+
+from convnext_jax import evaluate
+from convnext_jax.checkpointing.manager import completed_steps, read_description
+from convnext_jax.convert.__main__ import main
+from convnext_jax.inference.load import load_pretrained
+
+
+@pytest.fixture(scope="module")
+def atto():
+    return randomised(timm.create_model("convnext_atto", num_classes=10))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(atto, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("converted")
+    torch.save(atto.state_dict(), folder / "atto.pth")
+    main([str(folder / "atto.pth"), str(folder / "run")])
+    return folder / "run"
+
+
+def test_what_a_converted_checkpoint_says(checkpoint):
+    assert completed_steps(checkpoint / "checkpoints") == [0]
+    described = read_description(checkpoint / "checkpoints", 0)
+    assert described["model"] == {"name": "convnext_atto", "overrides": {}}
+    assert described["num_classes"] == 10
+    assert described["preprocessing"]["input_size"] == 224
+    assert described["source"].endswith("atto.pth") and described["format"] == "timm"
+    (digest,) = described["sha256"].values()
+    assert len(digest) == 64
+
+
+def test_there_and_back_is_bit_identical(atto, checkpoint, tmp_path, capsys):
+    main([str(checkpoint), str(tmp_path / "back.pth"), "--to", "timm"])
+    found = torch.load(tmp_path / "back.pth", weights_only=True)
+    expected = atto.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert "in the format convnext_jax" in capsys.readouterr().out
+
+
+def test_it_computes_what_the_original_does(atto, checkpoint):
+    images = random_images(2, 64, 64, 3)
+    with torch.no_grad():
+        expected = atto(torch_images(images)).numpy()
+    found = np.asarray(load_pretrained(checkpoint)(images))
+    # Both float32; sums in another order.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_it_is_evaluated_like_a_run(checkpoint, tmp_path, monkeypatch, capsys):
+    arguments = ["--checkpoint", str(checkpoint), "--data_dir", str(tmp_path), "--json"]
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(arguments)
+    assert stopped.value.code == 2
+    assert "`--dataset` must be given" in capsys.readouterr().err
+    evaluate.main([*arguments, "--dataset", "digits", "--split", "test[:40]", "--batch_size", "16"])
+    assert json.loads(capsys.readouterr().out)["num_examples"] == 40
+
+
+def test_output_that_is_a_checkpoint_already_is_not_touched(checkpoint, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(checkpoint.parent / "atto.pth"), str(checkpoint)])
+    assert stopped.value.code == 2
+    assert "must not hold a checkpoint already" in capsys.readouterr().err
+
+
+def test_options_that_a_checkpoint_of_ours_has_no_use_for(checkpoint, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(checkpoint), str(tmp_path / "x.pth"), "--to", "timm", "--model", "convnext_atto"])
+    assert "`--model` must not be given" in capsys.readouterr().err
+    assert not (tmp_path / "x.pth").exists()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_input_channels(channels, checkpoint, tmp_path):
+    file = checkpoint.parent / "atto.pth"
+    main([str(file), str(tmp_path / "run"), "--in_channels", str(channels)])
+    model = load_pretrained(tmp_path / "run")
+    assert model(random_images(1, 64, 64, channels)).shape == (1, 10)
+    if channels == 1:
+        # A grey image gives the same answer in one channel as in three.
+        grey = random_images(1, 64, 64, 1)
+        expected = load_pretrained(checkpoint)(np.repeat(grey, 3, axis=3))
+        difference = np.abs(np.asarray(model(grey) - expected)).max()
+        assert difference < 1e-4 * np.abs(np.asarray(expected)).max()  # one sum, not three

@@ -1,0 +1,43 @@
+"""Models as data."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convnext_jax import create_model, tree
+from convnext_jax.models.spec import ModelDescription, ModelSpec
+from convnext_jax.models.variants import VARIANTS, Preprocessing
+
+SMALL = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
+
+
+def test_a_spec_is_the_model_that_create_model_builds():
+    spec = ModelSpec("convnext_atto", 5, SMALL)
+    model = create_model("convnext_atto", 5, nnx.Rngs(1), **SMALL)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), spec.abstract_params())
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
+    np.testing.assert_array_equal(spec.function()(params, images), model(images))
+
+
+def test_other_channels():
+    spec = ModelSpec("convnext_atto", 5, SMALL | {"in_channels": 4})
+    assert tree.flatten_with_names(spec.abstract_params())[
+        "downsample_layers/0/0/kernel"
+    ].shape == (*(4, 4, 4, 8),)
+    logits = jax.eval_shape(spec.create(), jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32))
+    assert logits.shape == (1, 5)
+
+
+def test_descriptions_survive_json():
+    for preprocessing in (Preprocessing(input_size=48), VARIANTS["convnext_nano"]):
+        spec = ModelSpec("convnext_nano", 2, {"drop_path": 0.1})
+        description = ModelDescription(spec, preprocessing, ("cat", "dog"))
+        again = ModelDescription.from_json(json.loads(json.dumps(description.to_json())))
+        assert (again.spec, again.class_names) == (spec, ("cat", "dog"))
+        for field in ("input_size", "crop_fraction", "crop_mode", "interpolation", "mean", "std"):
+            assert getattr(again.preprocessing, field) == getattr(preprocessing, field)

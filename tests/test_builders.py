@@ -1,0 +1,66 @@
+"""Initial weights of a run."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from convnext_jax import builders, sharding, tree
+from convnext_jax.checkpointing.manager import Checkpoints
+from convnext_jax.config import Config, ModelConfig
+from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
+from convnext_jax.models.variants import Preprocessing
+
+SIZES = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A checkpoint of seven classes, and its raw and averaged parameters."""
+    folder = tmp_path_factory.mktemp("saved")
+    spec = ModelSpec("convnext_atto", 7, SIZES)
+    params, ema = (params_of(spec.create(nnx.Rngs(seed))) for seed in (1, 2))
+    checkpoints = Checkpoints(folder / "checkpoints", best_metric="top1")
+    described = ModelDescription(spec, Preprocessing(input_size=32)).to_json()
+    checkpoints.save(5, {"params": params, "ema": ema}, described)
+    checkpoints.wait()
+    checkpoints.close()
+    return folder, params, ema
+
+
+def initial(folder, num_classes):
+    model = ModelConfig(name="convnext_atto", head_init_scale=1e-3, **SIZES)
+    config = dataclasses.replace(Config(), init_from=folder and str(folder), model=model)
+    spec = builders.model_spec(config.model, num_classes)
+    shardings = sharding.parameter_shardings(spec.abstract_params(), sharding.create_mesh())
+    return tree.flatten_with_names(builders.initial_params(config, spec, shardings))
+
+
+def test_the_same_classes_keep_the_head_and_the_average_comes_first(saved):
+    folder, _, ema = saved
+    found = initial(folder, 7)
+    expected = tree.flatten_with_names(ema)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+        assert found[name].sharding.is_fully_replicated
+
+
+def test_other_classes_get_a_new_head_and_only_that(saved):
+    folder, _, ema = saved
+    found = initial(folder, 3)
+    for name, value in tree.flatten_with_names(ema).items():
+        if not name.startswith("head"):
+            np.testing.assert_array_equal(found[name], value)
+    assert found["head/kernel"].shape == (32, 3)
+    # 0.02 times head_init_scale; 96 draws estimate it within a third.
+    assert np.std(found["head/kernel"]) == pytest.approx(2e-5, rel=1 / 3)
+    assert not np.any(found["head/bias"])
+
+
+def test_without_init_from_the_weights_follow_from_the_seed(saved):
+    one, two = initial(None, 3), initial(None, 3)
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert np.std(one["stages/0/0/pwconv1/kernel"]) == pytest.approx(0.02, rel=0.2)
