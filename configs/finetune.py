@@ -6,8 +6,7 @@
 The part after the colon is the size: tiny (the default), small, base, large, xlarge. `init_from`
 takes a run's workdir, converted weights, a PyTorch file or `hf-hub:organisation/name`; the head is
 new where the number of classes differs. For another dataset set `data.name`, `data.eval_split`,
-`num_epochs`. The paper also decays the learning rate by layer, which this version does not do yet.
-"""
+`num_epochs`. """
 
 import difflib
 
@@ -44,6 +43,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config.optim.min_lr = 1e-6
     config.optim.warmup_epochs = 0.0
     config.optim.weight_decay = 1e-8
+    config.optim.layer_decay = 0.8
     config.optim.label_smoothing = 0.1
     config.optim.ema_decay = 0.0
     return config

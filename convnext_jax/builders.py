@@ -54,6 +54,8 @@ def build_run(config: Config) -> Run:
         b2=config.optim.b2,
         eps=config.optim.eps,
         clip_norm=config.optim.clip_norm or None,
+        layer_decay=config.optim.layer_decay,
+        depths=model.spec.depths,
     )
     with_ema = config.optim.ema_decay > 0
 

@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 from jax import Array
 
-from convnext_jax.models.registry import Model, create_model
+from convnext_jax.models.registry import Model, create_model, get_variant
 from convnext_jax.models.variants import Preprocessing
 
 
@@ -29,6 +29,11 @@ class ModelSpec:
     name: str
     num_classes: int
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Number of blocks of each stage."""
+        return tuple(self.overrides.get("depths", get_variant(self.name).depths))
 
     def create(self, rngs: nnx.Rngs | None = None) -> Model:
         """Builds the model with random initial weights; raises InputError as `create_model`."""

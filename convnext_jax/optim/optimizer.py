@@ -1,8 +1,12 @@
 """AdamW as the reference runs it."""
 
+import operator
+from collections.abc import Sequence
+
+import jax
 import optax
 
-from convnext_jax.optim.param_groups import decay_mask
+from convnext_jax.optim.param_groups import decay_mask, layer_scales
 
 
 def create_optimizer(
@@ -13,6 +17,8 @@ def create_optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     clip_norm: float | None = None,
+    layer_decay: float = 1.0,
+    depths: Sequence[int] = (),
 ) -> optax.GradientTransformation:
     """AdamW with PyTorch's semantics: a step moves p by `-lr * (adam + weight_decay * p)`.
 
@@ -26,6 +32,8 @@ def create_optimizer(
       b2: decay of the second moment.
       eps: added to the root of the bias-corrected second moment.
       clip_norm: gradients with a larger global norm are scaled down to it; None for no clipping.
+      layer_decay: see `layer_scales`. It scales the learning rate, and so the weight decay too.
+      depths: of the model, where `layer_decay` is not 1.
 
     Returns:
       The chain. Its state's arrays follow the order of the parameter tree.
@@ -33,8 +41,16 @@ def create_optimizer(
     steps = [
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay, mask=decay_mask),
-        optax.scale_by_learning_rate(learning_rate),
     ]
+    if layer_decay != 1:
+        steps.append(
+            optax.stateless(
+                lambda updates, _: jax.tree.map(
+                    operator.mul, updates, layer_scales(updates, depths, layer_decay)
+                )
+            )
+        )
+    steps.append(optax.scale_by_learning_rate(learning_rate))
     if clip_norm is not None:
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
     return optax.chain(*steps)

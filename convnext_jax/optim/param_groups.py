@@ -1,15 +1,21 @@
 """Which parameters the optimiser treats how."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from convnext_jax import tree
+from convnext_jax.errors import InputError
+
+# Blocks of the third stage that share a group of the layer-wise learning-rate decay.
+_BLOCKS_A_GROUP = 3
 
 
 def decay_mask(params: Any) -> Any:
     """Marks the parameters that weight decay applies to.
 
     As in the reference (`get_parameter_groups` of its `optim_factory.py`), parameters with one
-    dimension and biases are left out: LayerNorms, biases, layer scale.
+    dimension and biases are left out: norms, biases, layer scale, GRN.
 
     Args:
       params: the parameter tree, or its shapes.
@@ -20,3 +26,55 @@ def decay_mask(params: Any) -> Any:
     return tree.map_with_names(
         lambda name, leaf: len(leaf.shape) > 1 and not name.endswith("bias"), params
     )
+
+
+def layer_group(name: str, depths: Sequence[int]) -> int:
+    """The group of a parameter in the layer-wise learning-rate decay, from 0 at the stem.
+
+    The reference's groups (`get_num_layer_for_convnext` of its `optim_factory.py`): 0 the stem; 1
+    and 2 the first two stages; from 3 on three blocks each of the third stage, whose downsampling
+    is in the first of these; then the last stage; last the final norm and the head. A stage has its
+    downsampling with it. The reference has depths 3, 3, 27, 3 (14 groups); its detection code
+    follows the same rule for 3, 3, 9, 3 (8 groups), and here all depths do. Of an isotropic model,
+    which the reference does not treat, three blocks each are a group behind the stem.
+
+    Args:
+      name: of the parameter, as `convnext_jax.tree` has it.
+      depths: of the model: four numbers, or one for an isotropic model.
+
+    Raises:
+      InputError: the name is of no part of such a model.
+    """
+    part, *rest = name.split("/")
+    if len(depths) == 1:
+        last = 1 + math.ceil(depths[0] / _BLOCKS_A_GROUP)
+        if part == "stem":
+            return 0
+        if part == "blocks":
+            return 1 + int(rest[0]) // _BLOCKS_A_GROUP
+    else:
+        of_last_stage = 3 + math.ceil(depths[2] / _BLOCKS_A_GROUP)
+        last = of_last_stage + 1
+        if part == "downsample_layers":
+            return (0, 2, 3, of_last_stage)[int(rest[0])]
+        if part == "stages":
+            third = 3 + int(rest[1]) // _BLOCKS_A_GROUP
+            return (1, 2, third, of_last_stage)[int(rest[0])]
+    if part in ("norm", "norm_pre", "pre_logits", "head"):
+        return last
+    raise InputError(f"`{name}` must be a parameter of a ConvNeXt to have a layer-decay group")
+
+
+def layer_scales(params: Any, depths: Sequence[int], decay: float) -> Any:
+    """What each parameter's learning rate is multiplied by: `decay ** (groups behind its own)`.
+
+    Args:
+      params: the parameter tree, or its shapes.
+      depths: of the model.
+      decay: in (0, 1]; 1 leaves all learning rates as they are.
+
+    Returns:
+      A tree of float of the same structure; 1 for the head.
+    """
+    last = layer_group("head", depths)
+    return tree.map_with_names(lambda name, _: decay ** (last - layer_group(name, depths)), params)
