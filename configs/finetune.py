@@ -6,14 +6,13 @@
 The part after the colon is the size: tiny (the default), small, base, large, xlarge. `init_from`
 takes a run's workdir, converted weights, a PyTorch file or `hf-hub:organisation/name`; the head is
 new where the number of classes differs. For another dataset set `data.name`, `data.eval_split`,
-`num_epochs`. """
-
-import difflib
+`num_epochs`.
+"""
 
 from ml_collections import ConfigDict
 
 from convnext_jax.config import default_config
-from convnext_jax.errors import InputError
+from convnext_jax.errors import require_one_of
 
 # Probability of dropping the last block; tiny's and small's are the fine-tuning defaults of base.
 DROP_PATH = {"tiny": 0.2, "small": 0.2, "base": 0.2, "large": 0.3, "xlarge": 0.4}
@@ -21,10 +20,7 @@ DROP_PATH = {"tiny": 0.2, "small": 0.2, "base": 0.2, "large": 0.3, "xlarge": 0.4
 
 def get_config(size: str = "tiny") -> ConfigDict:
     """The run of one size; raises InputError for any other."""
-    if size not in DROP_PATH:
-        close = difflib.get_close_matches(size, DROP_PATH, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"the size (={size}) must be one of {', '.join(DROP_PATH)}{hint}")
+    require_one_of("size", size, DROP_PATH)
     config = default_config()
     config.num_epochs = 30.0
 

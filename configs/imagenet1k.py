@@ -9,12 +9,10 @@ mixup and cutmix, which this version does not have yet. The effective batch is 4
 a step accumulates over micro-batches of at most 128 images a device.
 """
 
-import difflib
-
 from ml_collections import ConfigDict
 
 from convnext_jax.config import default_config
-from convnext_jax.errors import InputError
+from convnext_jax.errors import require_one_of
 
 # Probability of dropping the last block.
 DROP_PATH = {"tiny": 0.1, "small": 0.4, "base": 0.5, "large": 0.5}
@@ -22,10 +20,7 @@ DROP_PATH = {"tiny": 0.1, "small": 0.4, "base": 0.5, "large": 0.5}
 
 def get_config(size: str = "tiny") -> ConfigDict:
     """The run of one size; raises InputError for any other."""
-    if size not in DROP_PATH:
-        close = difflib.get_close_matches(size, DROP_PATH, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"the size (={size}) must be one of {', '.join(DROP_PATH)}{hint}")
+    require_one_of("size", size, DROP_PATH)
     config = default_config()
     config.num_epochs = 300.0
 

@@ -6,7 +6,6 @@ keys.
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -14,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from convnext_jax.errors import InputError
+from convnext_jax.errors import InputError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,9 +190,7 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 def unknown_key(key: str) -> InputError:
     """The error for a key that no config has, with the closest that exist."""
-    close = difflib.get_close_matches(key, all_keys(), n=3)
-    hint = f"; did you mean {' or '.join(f'`{k}`' for k in close)}?" if close else ""
-    return InputError(f"unknown config key `{key}`{hint}")
+    return InputError(f"unknown config key `{key}`{did_you_mean(key, all_keys())}")
 
 
 def all_keys(section: type = Config, prefix: str = "") -> list[str]:

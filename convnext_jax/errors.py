@@ -1,8 +1,9 @@
 """The two ways in which a command ends with one sentence instead of a traceback."""
 
 import contextlib
+import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
@@ -19,6 +20,20 @@ class RunError(RuntimeError):
     The message says at which step, why, and what is kept. Command-line programs print it without a
     traceback and exit with status 1.
     """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message: "; did you mean x or y?" with the closest of `known`, or nothing."""
+    matches = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""
+
+
+def require_one_of(name: str, value: object, known: Iterable[str]) -> None:
+    """Raises an InputError, with the closest, unless `value` is one of the names in `known`."""
+    known = list(known)
+    if value not in known:
+        hint = did_you_mean(str(value), known)
+        raise InputError(f"`{name}` (={value}) must be one of {', '.join(known)}{hint}")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ Reading goes through `tfds.data_source` over array_record files and does not imp
 images are decoded here, with PIL.
 """
 
-import difflib
 import io
 import os
 from typing import Any
@@ -14,7 +13,7 @@ from PIL import Image
 from tensorflow_datasets.core import constants, read_only_builder
 
 from convnext_jax.data import digits
-from convnext_jax.errors import InputError
+from convnext_jax.errors import InputError, did_you_mean
 
 _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 # Features by which datasets name the file that an example came from.
@@ -175,8 +174,7 @@ def check_known(name: str) -> None:
     base = base_name(name)
     if base in known:
         return
-    close = difflib.get_close_matches(base, known, n=3)
-    hint = f"; close to it: {', '.join(close)}" if close else ""
+    hint = did_you_mean(base, known)
     raise InputError(f"dataset `{name}` must be the name of a TFDS dataset or `digits`{hint}")
 
 

@@ -1,6 +1,6 @@
 """What models refuse, and in which words."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import Array
@@ -15,12 +15,6 @@ def require(holds: bool, name: str, value: object, rule: str) -> None:
     """Raises an InputError "`name` (=value) must rule" unless `holds`."""
     if not holds:
         raise InputError(f"`{name}` (={value}) must {rule}")
-
-
-def require_one_of(name: str, value: object, known: Iterable[str]) -> None:
-    """Raises an InputError unless `value` is one of the names in `known`."""
-    known = sorted(known)
-    require(value in known, name, value, f"be one of {', '.join(known)}")
 
 
 def check_hyperparameters(

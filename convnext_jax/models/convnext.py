@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from convnext_jax.errors import require_one_of
 from convnext_jax.models import checks, layers, stems
 
 
@@ -163,9 +164,9 @@ class ConvNeXt(nnx.Module):
             drop_path,
             norm_eps,
         )
-        checks.require_one_of("stem", stem, stems.STEMS)
-        checks.require_one_of("activation", activation, layers.ACTIVATIONS)
-        checks.require_one_of("norm", norm, layers.NORMS)
+        require_one_of("stem", stem, stems.STEMS)
+        require_one_of("activation", activation, layers.ACTIVATIONS)
+        require_one_of("norm", norm, layers.NORMS)
         checks.require(
             head_hidden_size is None or head_hidden_size >= 1,
             "head_hidden_size",

@@ -1,16 +1,14 @@
 """Models by name."""
 
 import dataclasses
-import difflib
 import fnmatch
 import inspect
-from collections.abc import Iterable
 from typing import Any
 
 from flax import nnx
 
 from convnext_jax.constants import IMAGENET_1K_CLASSES
-from convnext_jax.errors import InputError
+from convnext_jax.errors import InputError, did_you_mean
 from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.models.isotropic import ConvNeXtIsotropic
 from convnext_jax.models.pretrained import PRETRAINED, Pretrained
@@ -38,7 +36,7 @@ def get_variant(name: str) -> Variant:
       InputError: if there is no such model; the message has the closest names.
     """
     if name not in VARIANTS:
-        raise InputError(f"`name` (={name}) must be a known model{_did_you_mean(name, VARIANTS)}")
+        raise InputError(f"`name` (={name}) must be a known model{did_you_mean(name, VARIANTS)}")
     return VARIANTS[name]
 
 
@@ -49,7 +47,7 @@ def get_pretrained(name: str) -> Pretrained:
       InputError: if there are no such weights; the message has the closest names.
     """
     if name not in PRETRAINED:
-        raise InputError(f"`name` (={name}) must be known weights{_did_you_mean(name, PRETRAINED)}")
+        raise InputError(f"`name` (={name}) must be known weights{did_you_mean(name, PRETRAINED)}")
     return PRETRAINED[name]
 
 
@@ -82,7 +80,7 @@ def create_model(
         if override not in allowed:
             raise InputError(
                 f"`{override}` (={value}) must be one of the overrides {', '.join(allowed)}"
-                f"{_did_you_mean(override, allowed)}"
+                f"{did_you_mean(override, allowed)}"
             )
     # The variant's other fields are about feeding images; the isotropic class takes fewer.
     fields = (field.name for field in dataclasses.fields(variant))
@@ -93,8 +91,3 @@ def create_model(
     if rngs is None:
         rngs = nnx.Rngs(0)
     return architecture(num_classes=num_classes, rngs=rngs, **arguments)
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(matches)}?" if matches else ""

@@ -87,7 +87,7 @@ def test_overwriting_that_fails_keeps_what_was_there(tmp_path, capsys, monkeypat
     [
         (
             ["imagnet2012"],
-            "must be the name of a TFDS dataset or `digits`; close to it: imagenet2012",
+            "must be the name of a TFDS dataset or `digits`; did you mean imagenet2012",
         ),
         (["digits:8.0.0"], "dataset `digits:8.0.0` cannot be opened: "),
         (["mnist/nothing"], "dataset `mnist/nothing` cannot be opened: "),

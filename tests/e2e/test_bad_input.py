@@ -23,7 +23,7 @@ def refused(result, status, *fragments):
 @pytest.mark.parametrize(
     "arguments, fragments",
     [
-        (["--config.optim.lrr=1"], ["`optim.lrr`", "did you mean `optim.lr`"]),
+        (["--config.optim.lrr=1"], ["`optim.lrr`", "did you mean optim.lr"]),
         (["--config.optim.lr=fast"], ["config.optim.lr", "fast"]),
         (["--config.optim.lr=-1"], ["`optim.lr` (=-1.0) must be positive"]),
         (["--config.model.name=convnext_tinny"], ["convnext_tinny", "did you mean convnext_tiny"]),
