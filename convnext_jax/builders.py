@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 
 from convnext_jax import sharding, tree
 from convnext_jax.checkpointing.manager import abstract_like, restore
-from convnext_jax.config import Config, DataConfig, ModelConfig
+from convnext_jax.config import AugmentConfig, Config, DataConfig, ModelConfig
+from convnext_jax.data.erasing import RandomErasing
+from convnext_jax.data.mixup import Mixup
 from convnext_jax.data.pipeline import Batches, eval_batches, train_batches
 from convnext_jax.data.sources import Source, open_source
 from convnext_jax.data.transforms import WARP_FROM_SIZE, EvalTransform, TrainTransform
@@ -80,9 +82,15 @@ def build_run(config: Config) -> Run:
         label_smoothing=config.optim.label_smoothing,
         ema_decay=config.optim.ema_decay if with_ema else None,
         accumulation_steps=accumulation_steps,
+        erasing=build_erasing(config.augment),
+        mixup=build_mixup(config.augment, config.data.global_batch // accumulation_steps),
     )
     transform = TrainTransform(
-        model.preprocessing.input_size, crop=config.data.crop, flip=config.data.flip
+        model.preprocessing.input_size,
+        crop=config.data.crop,
+        flip=config.data.flip,
+        auto_augment=config.augment.auto_augment,
+        color_jitter=config.augment.color_jitter,
     )
 
     def batches(start_step: int) -> Batches:
@@ -125,6 +133,33 @@ def build_run(config: Config) -> Run:
     )
 
 
+def build_erasing(config: AugmentConfig) -> RandomErasing | None:
+    """Random erasing as the config has it, or None where it is off."""
+    erasing = RandomErasing(
+        probability=config.erasing, mode=config.erasing_mode, count=config.erasing_count
+    )
+    return erasing if erasing.probability > 0 else None
+
+
+def build_mixup(config: AugmentConfig, examples: int) -> Mixup | None:
+    """Mixup and CutMix as the config has them, or None where they are off.
+
+    Raises:
+      InputError: `examples`, those of a micro-batch, do not make whole groups.
+    """
+    mixup = Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        probability=config.mix_probability,
+        switch_probability=config.mix_switch,
+        group=config.mix_group,
+    )
+    if not mixup.enabled:
+        return None
+    mixup.groups(examples)
+    return mixup
+
+
 def initial_params(config: Config, spec: ModelSpec, shardings: Any) -> Any:
     """The parameters that a run starts with: those of `init_from`, or random ones.
 
@@ -142,7 +177,13 @@ def initial_params(config: Config, spec: ModelSpec, shardings: Any) -> Any:
         draw = jax.jit(lambda key: params_of(spec.create(nnx.Rngs(key))), out_shardings=shardings)
         return draw(key)
     try:
-        found = load(config.init_from, spec.num_classes, rngs=nnx.Rngs(key), **spec.overrides)
+        found = load(
+            config.init_from,
+            spec.num_classes,
+            ema=config.init_ema,
+            rngs=nnx.Rngs(key),
+            **spec.overrides,
+        )
     except InputError as error:
         raise InputError(f"`init_from` (={config.init_from}) cannot be used: {error}") from error
     if found.spec.name != spec.name:

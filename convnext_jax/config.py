@@ -51,6 +51,22 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation beyond crop and flip; everything is off by default."""
+
+    auto_augment: str = ""  # RandAugment's policy, such as rand-m9-mstd0.5-inc1
+    color_jitter: float = 0.0  # strength; not together with auto_augment
+    erasing: float = 0.0  # probability of random erasing
+    erasing_mode: str = "pixel"  # filled with noise per pixel, or rand (a colour), const (zero)
+    erasing_count: int = 1  # boxes in an image that is erased
+    mixup: float = 0.0  # alpha of its Beta distribution; 0: no mixup
+    cutmix: float = 0.0  # likewise
+    mix_probability: float = 1.0  # of mixing a group of examples at all
+    mix_switch: float = 0.5  # probability of cutmix, where there are both
+    mix_group: int = 128  # consecutive examples that share a draw and mix with each other
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """AdamW, its schedule, the loss and the moving average."""
 
@@ -90,6 +106,7 @@ class Config:
     seed: int = 0
     # Weights to start from: what `load_pretrained` takes. The workdir's own checkpoint comes first.
     init_from: str | None = None
+    init_ema: bool | None = None  # their moving average; None: if there is one
     num_epochs: float = 300.0
     num_steps: int | None = None  # ends the run early, or late, whatever `num_epochs`; None: epochs
     eval_every_epochs: float = 1.0
@@ -98,6 +115,7 @@ class Config:
     tensorboard: bool = True  # also write TensorBoard events
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -6,12 +6,14 @@ images; normalising happens later, inside the training step.
 """
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from convnext_jax.data import randaugment
 from convnext_jax.errors import InputError
 
 # From this size on the reference evaluates the whole image, warped, instead of a centre crop.
@@ -132,7 +134,7 @@ def to_uint8(image: Image.Image) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Random crop and horizontal flip.
+    """Random crop and horizontal flip, then RandAugment or colour jitter where they are asked for.
 
     Attributes:
       image_size: height and width of the result, pixels.
@@ -142,6 +144,9 @@ class TrainTransform:
       scale: area of the random resized crop, as a fraction of the image's.
       ratio: width / height of the random resized crop.
       padding: black pixels on each side before the padded crop.
+      auto_augment: RandAugment's policy, as `randaugment.parse_policy` reads it; empty: none.
+      color_jitter: range of the brightness, contrast and saturation factors around 1; 0: none.
+        Not with `auto_augment`: where both are given, timm leaves the jitter out without a word.
     """
 
     image_size: int
@@ -150,6 +155,8 @@ class TrainTransform:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     padding: int = 4
+    auto_augment: str = ""
+    color_jitter: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises InputError where a field is out of range."""
@@ -164,6 +171,17 @@ class TrainTransform:
             raise InputError(f"`ratio` (={self.ratio}) must be two rising positive numbers")
         if self.padding < 0:
             raise InputError(f"`padding` (={self.padding}) must be 0 or more pixels")
+        if not 0 <= self.color_jitter < math.inf:
+            raise InputError(f"`color_jitter` (={self.color_jitter}) must be 0 or more, and finite")
+        if self._policy is not None and self.color_jitter:
+            raise InputError(
+                f"`color_jitter` (={self.color_jitter}) must be 0 where `auto_augment`"
+                f" (={self.auto_augment!r}) is given"
+            )
+
+    @functools.cached_property
+    def _policy(self) -> randaugment.RandAugment | None:
+        return randaugment.parse_policy(self.auto_augment)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         """Transforms an RGB image into uint8 [image_size, image_size, 3] in 0..255."""
@@ -177,7 +195,11 @@ class TrainTransform:
             image = padded_crop(image, draw_padded_crop_offset(rng, self.padding), self.padding)
         if rng.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        # RandAugment belongs here: it works on the cropped and flipped PIL image, before uint8.
+        if self._policy is not None:
+            image = self._policy(image, rng)
+        elif self.color_jitter:
+            jitter = randaugment.draw_color_jitter(rng, self.color_jitter)
+            image = randaugment.apply(image, jitter)
         return to_uint8(image)
 
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from convnext_jax.data.erasing import RandomErasing
+from convnext_jax.data.mixup import Mixup
 from convnext_jax.data.normalize import normalize
 from convnext_jax.training.state import TrainState
 
@@ -29,6 +31,8 @@ def make_train_step(
     label_smoothing: float = 0.0,
     ema_decay: float | None = None,
     accumulation_steps: int = 1,
+    erasing: RandomErasing | None = None,
+    mixup: Mixup | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
     """Builds the training step; the caller jits it with its shardings.
 
@@ -42,7 +46,10 @@ def make_train_step(
       seed: step k draws its randomness from (seed, k) alone.
       label_smoothing: share of the target that is spread evenly over all classes.
       ema_decay: decay of the moving average after each step; None where the state has none.
-      accumulation_steps: micro-batches that one step averages the gradient of.
+      accumulation_steps: micro-batches that one step averages the gradient of. Each is mixed by
+        itself, as in the reference.
+      erasing: random erasing of the normalised images; None for none.
+      mixup: mixing of images and targets after that; None for none.
 
     Returns:
       A function (state, batch) -> (state, metrics). The batch has `image` uint8 [N, H, W, 3] and
@@ -52,11 +59,15 @@ def make_train_step(
     """
 
     def loss_fn(params: Any, batch: Batch, key: jax.Array) -> jax.Array:
-        # Erasing, mixup and cutmix belong here, between normalising and the model.
+        model_key, erasing_key, mixup_key = jax.random.split(key, 3)
         images = normalize(batch["image"], mean, std)
         targets = jax.nn.one_hot(batch["label"], num_classes)
         targets = optax.smooth_labels(targets, label_smoothing)
-        return optax.softmax_cross_entropy(apply(params, images, key=key), targets).mean()
+        if erasing is not None:
+            images = erasing.erase(images, erasing_key)
+        if mixup is not None:
+            images, targets = mixup.mix(images, targets, mixup_key)
+        return optax.softmax_cross_entropy(apply(params, images, key=model_key), targets).mean()
 
     def gradient(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         if accumulation_steps == 1:

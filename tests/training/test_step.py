@@ -148,7 +148,8 @@ def test_randomness_follows_from_seed_step_and_micro_batch():
         images = (half["image"] / 255 - np.float32(IMAGENET_MEAN).reshape(1, 1, 1, 3)) / np.float32(
             IMAGENET_STD
         ).reshape(1, 1, 1, 3)
-        logits = noisy_apply(state.params, images, jax.random.fold_in(key, index))
+        model_key, _, _ = jax.random.split(jax.random.fold_in(key, index), 3)
+        logits = noisy_apply(state.params, images, model_key)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, half["label"])
         losses.append(float(loss.mean()))
     assert losses[0] != losses[1]

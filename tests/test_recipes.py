@@ -1,0 +1,91 @@
+"""Every config in its resolved form, as reviewable text, and against the paper's table of runs."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from test_config import load
+
+from convnext_jax.config import resolve
+from convnext_jax.training.reporting import flat
+
+GOLDEN = Path(__file__).parent / "golden" / "configs"
+IMAGENET_SIZES = ("tiny", "small", "base", "large")
+RUNS = [
+    ("digits", None),
+    *(("imagenet1k", size) for size in IMAGENET_SIZES),
+    *(("imagenet1k_isotropic", size) for size in ("small", "base", "large")),
+    *(("finetune_1k", run) for run in ("base_384", "large_384")),
+    *(
+        ("finetune_22k_1k", f"{size}_{resolution}")
+        for size in ("base", "large", "xlarge")
+        for resolution in (224, 384)
+    ),
+    *(("finetune", size) for size in (*IMAGENET_SIZES, "xlarge")),
+]
+
+
+def resolved(name, run):
+    return resolve(load(name, *([] if run is None else [run])))
+
+
+@pytest.mark.parametrize("name, run", RUNS)
+def test_resolved_configs_are_the_goldens(name, run):
+    """To rewrite a golden: delete it and run this test twice."""
+    lines = [
+        f"{key} = {value!r}" for key, value in flat(dataclasses.asdict(resolved(name, run))).items()
+    ]
+    path = GOLDEN / (f"{name}_{run}.txt" if run else f"{name}.txt")
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
+        pytest.fail(f"{path} was missing; it is written now, review it")
+    assert lines == path.read_text().splitlines()
+
+
+# run: models' drop path, epochs, warm-up epochs, batch, learning rate, weight decay, layer decay,
+# head init scale, mixup and cutmix, decay of the average, pixels. From the recipe's table.
+TABLE = {
+    "imagenet1k": (
+        {"tiny": 0.1, "small": 0.4, "base": 0.5, "large": 0.5},
+        (300, 20, 4096, 4e-3, 0.05, 1, 1, (0.8, 1.0), 0.9999, None),
+    ),
+    "imagenet1k_isotropic": (
+        {"small": 0.1, "base": 0.2, "large": 0.5},
+        (300, 50, 4096, 4e-3, 0.05, 1, 1, (0.8, 1.0), 0.9999, None),
+    ),
+    "finetune_1k": (
+        {"base_384": 0.8, "large_384": 0.95},
+        (30, 0, 512, 5e-5, 1e-8, 0.7, 1e-3, (0, 0), 0, 384),
+    ),
+    "finetune_22k_1k": (
+        {"base_224": 0.2, "large_224": 0.3},
+        (30, 0, 512, 5e-5, 1e-8, 0.8, 1e-3, (0, 0), 0, 224),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_values_are_those_of_the_papers_table(name):
+    drop_paths, expected = TABLE[name]
+    for run, drop_path in drop_paths.items():
+        config = resolved(name, run)
+        optim, augment = config.optim, config.augment
+        found = (
+            *(config.num_epochs, optim.warmup_epochs, config.data.global_batch, optim.lr),
+            *(optim.weight_decay, optim.layer_decay, config.model.head_init_scale),
+            *((augment.mixup, augment.cutmix), optim.ema_decay, config.data.image_size),
+        )
+        assert found == expected
+        assert config.model.drop_path == drop_path
+        assert (optim.b1, optim.b2, optim.eps, optim.clip_norm) == (0.9, 0.999, 1e-8, 0)
+        assert (optim.min_lr, optim.label_smoothing) == (1e-6, 0.1)
+        assert (augment.auto_augment, augment.erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
+        assert (augment.color_jitter, augment.mix_switch, augment.mix_group) == (0, 0.5, 128)
+
+
+def test_only_the_largest_model_keeps_an_average_when_it_comes_from_22k():
+    for resolution in (224, 384):
+        config = resolved("finetune_22k_1k", f"xlarge_{resolution}")
+        assert (config.model.drop_path, config.optim.ema_decay) == (0.4, 0.9999)
+        assert config.data.image_size == resolution
