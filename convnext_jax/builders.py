@@ -16,7 +16,7 @@ from convnext_jax.config import AugmentConfig, Config, DataConfig, ModelConfig
 from convnext_jax.data.erasing import RandomErasing
 from convnext_jax.data.mixup import Mixup
 from convnext_jax.data.pipeline import Batches, eval_batches, train_batches
-from convnext_jax.data.sources import Source, open_source
+from convnext_jax.data.sources import Dataset, open_source
 from convnext_jax.data.transforms import WARP_FROM_SIZE, EvalTransform, TrainTransform
 from convnext_jax.errors import InputError
 from convnext_jax.evaluation.evaluator import Evaluator
@@ -206,7 +206,7 @@ def model_spec(config: ModelConfig, num_classes: int) -> ModelSpec:
     return ModelSpec(values.pop("name"), num_classes, values)
 
 
-def describe_model(config: Config, source: Source) -> ModelDescription:
+def describe_model(config: Config, source: Dataset) -> ModelDescription:
     """The model of a run, whose images are evaluated as the reference does at their size."""
     variant = get_variant(config.model.name)
     size = config.data.image_size or variant.input_size
@@ -224,7 +224,7 @@ def describe_model(config: Config, source: Source) -> ModelDescription:
 
 
 def build_evaluator(
-    model: ModelDescription, source: Source, data: DataConfig, mesh: Mesh
+    model: ModelDescription, source: Dataset, data: DataConfig, mesh: Mesh
 ) -> Evaluator:
     """An evaluator of a model on `source`, whose images it prepares as the model wants them.
 

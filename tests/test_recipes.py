@@ -21,6 +21,10 @@ RUNS = [
         for size in ("base", "large", "xlarge")
         for resolution in (224, 384)
     ),
+    *(
+        ("finetune_folder", size)
+        for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base")
+    ),
     *(("finetune", size) for size in (*IMAGENET_SIZES, "xlarge")),
 ]
 

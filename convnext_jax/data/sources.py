@@ -6,13 +6,15 @@ images are decoded here, with PIL.
 
 import io
 import os
+from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core import constants, read_only_builder
 
-from convnext_jax.data import digits
+from convnext_jax.data import digits, folder
+from convnext_jax.data.folder import FolderSource
 from convnext_jax.errors import InputError, did_you_mean
 
 _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
@@ -118,14 +120,19 @@ class Source:
         return f" ({value.decode(errors='replace') if isinstance(value, bytes) else value})"
 
 
-def open_source(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
-    """Opens a split of a prepared classification dataset.
+# What `open_source` gives: examples by index, with `class_names`.
+Dataset = Source | FolderSource
 
-    The `digits` are written first if they are not there; any other dataset must have been prepared
-    with `python -m convnext_jax.data.prepare`.
+
+def open_source(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Opens a split of a classification dataset.
+
+    The `digits` are written first if they are not there; `folder` reads the images below
+    `data_dir`; any other dataset must have been prepared with `python -m
+    convnext_jax.data.prepare`.
 
     Args:
-      name: TFDS name: `name`, `name/config`, `name:version` or `name/config:version`.
+      name: TFDS name: `name`, `name/config`, `name:version` or `name/config:version`; or `folder`.
       split: split or part of one in TFDS's notation, such as `train` or `train[:90%]`.
       data_dir: root of prepared datasets; None is TFDS's default, the environment variable
         TFDS_DATA_DIR or ~/tensorflow_datasets.
@@ -134,6 +141,10 @@ def open_source(name: str, split: str, data_dir: str | os.PathLike[str] | None =
       InputError: the dataset is unknown, not prepared, not stored as array_record or has no image
         and label; the split does not exist; or the digits cannot be written.
     """
+    if name == folder.NAME:
+        if data_dir is None:
+            raise InputError(f"`data.dir` must be given for the dataset `{folder.NAME}`")
+        return FolderSource(Path(data_dir).expanduser(), split)
     if base_name(name) == digits.NAME:
         digits.ensure_prepared(data_dir)
     builder = find_prepared(name, data_dir)

@@ -105,7 +105,7 @@ def test_stem_widths_are_rounded_as_in_timm():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"stem": "pach"}, r"`stem` \(=pach\) must be one of overlap, .*patch"),
+        ({"stem": "pach"}, r"`stem` \(=pach\) must be one of patch, .*did you mean patch"),
         ({"activation": "relu"}, r"`activation` \(=relu\) must be one of gelu, gelu_tanh, silu"),
         ({"norm": "rms_norm"}, r"`norm` \(=rms_norm\) must be one of layer_norm, simple_norm"),
         ({"head_hidden_size": 0}, r"`head_hidden_size` \(=0\) must be positive"),
