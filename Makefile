@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -34,6 +34,10 @@ results: .venv/.test
 # Measures conversion, and writes it into docs/converting.md.
 results-converting: .venv/.test
 	$(BIN)/python -m benchmarks.converting
+
+# Trains small runs with the whole recipe, and writes what came out into docs/training.md.
+results-training: .venv/.test
+	$(BIN)/python -m benchmarks.training
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -50,9 +50,14 @@ def measure_digits() -> dict[str, Any]:
 def measure_tests() -> dict[str, Any]:
     """Runs `make test`; returns how long it took and pytest's closing line."""
     began = time.perf_counter()
-    done = subprocess.run(["make", "test"], check=True, cwd=ROOT, capture_output=True, text=True)
+    closing = ""
+    with subprocess.Popen(["make", "test"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as tests:
+        for line in tests.stdout or ():
+            print(line, end="", flush=True)
+            closing = line.strip("= \n") or closing
+    if tests.returncode:
+        raise SystemExit("the tests failed: nothing is written")
     seconds = time.perf_counter() - began
-    closing = done.stdout.strip().splitlines()[-1].strip("= ")
     return {"command_seconds": seconds, "closing_line": closing, "machine": machine()}
 
 

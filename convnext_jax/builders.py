@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from convnext_jax import sharding, tree
 from convnext_jax.checkpointing.manager import abstract_like, restore
-from convnext_jax.config import AugmentConfig, Config, DataConfig, ModelConfig
+from convnext_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, Steps
 from convnext_jax.data.erasing import RandomErasing
 from convnext_jax.data.mixup import Mixup
 from convnext_jax.data.pipeline import Batches, eval_batches, train_batches
@@ -121,6 +121,7 @@ def build_run(config: Config) -> Run:
         evaluator=build_evaluator(model, held_out, config.data, mesh),
         batches=batches,
         description=model.to_json() | {"config": dataclasses.asdict(config)},
+        plan=describe_plan(config, mesh, steps, len(source), len(held_out)),
         global_batch=config.data.global_batch,
         steps_per_epoch=steps.per_epoch,
         total_steps=steps.total,
@@ -224,9 +225,11 @@ def describe_model(config: Config, source: Dataset) -> ModelDescription:
 
 
 def build_evaluator(
-    model: ModelDescription, source: Dataset, data: DataConfig, mesh: Mesh
+    model: ModelDescription, source: Dataset, data: DataConfig, mesh: Mesh, confusion: bool = False
 ) -> Evaluator:
     """An evaluator of a model on `source`, whose images it prepares as the model wants them.
+
+    With `confusion` it also counts which class was taken for which.
 
     Raises:
       InputError: the batch does not divide over the devices.
@@ -259,6 +262,7 @@ def build_evaluator(
         mesh=mesh,
         mean=feeding.mean,
         std=feeding.std,
+        confusion=confusion,
     )
 
 
@@ -318,6 +322,30 @@ def prepare_workdir(workdir: Path) -> Path:
             f"`--workdir` (={workdir}) must be a directory that can be written: {error}"
         ) from error
     return path
+
+
+def describe_plan(config: Config, mesh: Mesh, steps: Steps, training: int, held_out: int) -> str:
+    """What a run will do, in the numbers that its cost and its recipe depend on.
+
+    Args:
+      config: of the run.
+      mesh: its devices.
+      steps: its lengths.
+      training: number of training examples.
+      held_out: number of examples of an evaluation.
+    """
+    batch = config.data.global_batch
+    parts = accumulation(config.data, mesh.size)
+    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    return (
+        f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind} ({shape}),"
+        f" {jax.process_count()} process(es)\n"
+        f"batch: {batch} = {mesh.size} devices x {batch // mesh.size // parts} images x {parts}"
+        f" micro-batch(es)\n"
+        f"steps: {steps.total} ({steps.warmup} warm-up), {steps.per_epoch} an epoch;"
+        f" {training} training images, {steps.total * batch} seen; {held_out} evaluated every"
+        f" {steps.evaluate_every} steps"
+    )
 
 
 def facts(config: Config, run: Run) -> dict[str, Any]:

@@ -4,10 +4,12 @@ A checkpoint says itself what model it is and how its images are prepared; no co
 """
 
 import argparse
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import logging
 
 from convnext_jax import builders, sharding
@@ -30,6 +32,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--data_dir", help="TFDS data directory (default: the run's)")
     parser.add_argument("--split", help="default: what the run evaluated on")
     parser.add_argument("--batch_size", type=int, help="over all devices (default: the run's)")
+    parser.add_argument(
+        "--confusion", metavar="FILE.csv", help="write per-class accuracy and the confusion matrix"
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     return parser.parse_args(arguments)
 
@@ -63,9 +68,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
             f"dataset `{data.name}` has {source.num_classes} classes, but the checkpoint's"
             f" model has {model.spec.num_classes}"
         )
-    evaluator = builders.build_evaluator(model, source, data, mesh)
+    evaluator = builders.build_evaluator(model, source, data, mesh, bool(arguments.confusion))
     params = builders.restore_params(model.spec, place, item, mesh)
     results = evaluator({item: params})[item]
+    if arguments.confusion:
+        write_confusion(Path(arguments.confusion), results.pop("confusion"), source.class_names)
     return {
         "model": model.spec.name,
         "step": place[1],
@@ -73,6 +80,32 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
         "dataset": data.name,
         "split": data.eval_split,
     } | results
+
+
+def write_confusion(path: Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
+    """Writes a CSV with a row for each class: its name, examples, accuracy, and what it was taken
+    for.
+
+    Args:
+      path: written under a temporary name first.
+      counts: [classes, classes], by label and by prediction.
+      class_names: in the order of labels.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["class", "examples", "accuracy", *class_names])
+            for label, row in enumerate(counts.tolist()):
+                examples = sum(row)
+                accuracy = f"{row[label] / examples:.6f}" if examples else ""
+                writer.writerow([class_names[label], examples, accuracy, *row])
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"`--confusion` (={path}) cannot be written: {error}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from convnext_jax import sharding
 from convnext_jax.data.normalize import normalize
 from convnext_jax.data.pipeline import Batches
 from convnext_jax.errors import InputError
-from convnext_jax.evaluation.metrics import masked_sums
+from convnext_jax.evaluation.metrics import confusion_counts, masked_sums
 
 
 class Evaluator:
@@ -27,6 +28,7 @@ class Evaluator:
         mesh: Mesh,
         mean: Sequence[float],
         std: Sequence[float],
+        confusion: bool = False,
     ) -> None:
         """Compiles nothing yet; the first pass does, once for all passes.
 
@@ -38,6 +40,7 @@ class Evaluator:
           mesh: where batches and parameters lie.
           mean: channel means for pixels in [0, 1].
           std: channel standard deviations.
+          confusion: also count which class was taken for which.
         """
         self._batches = batches
         self._num_examples = num_examples
@@ -45,11 +48,14 @@ class Evaluator:
 
         def sums(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
             logits = apply(params, normalize(batch["image"], mean, std))
-            return masked_sums(logits, batch["label"], batch["mask"])
+            sums = masked_sums(logits, batch["label"], batch["mask"])
+            if confusion:
+                sums["confusion"] = confusion_counts(logits, batch["label"], batch["mask"])
+            return sums
 
         self._sums = jax.jit(sums, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, candidates: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    def __call__(self, candidates: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Evaluates one or several sets of parameters in one pass over the data.
 
         Args:
@@ -57,18 +63,20 @@ class Evaluator:
             average.
 
         Returns:
-          For each name: `top1` and `top5` as fractions, the mean `loss`, and `num_examples`.
+          For each name: `top1` and `top5` as fractions, the mean `loss`, `num_examples`, and if
+          asked for `confusion`, int64 [classes, classes], counts by label (first axis) and
+          prediction.
 
         Raises:
           InputError: the data had another number of examples than the split says.
         """
-        totals = {name: dict[str, float]() for name in candidates}
+        totals = {name: dict[str, Any]() for name in candidates}
         pending: deque[dict[str, dict[str, jax.Array]]] = deque()
 
         def add_oldest() -> None:
             for name, sums in jax.device_get(pending.popleft()).items():
                 for key, value in sums.items():
-                    totals[name][key] = totals[name].get(key, 0.0) + float(value)
+                    totals[name][key] = totals[name].get(key, 0) + np.asarray(value, np.float64)
 
         with contextlib.closing(self._batches()) as batches:
             for rows in batches:
@@ -81,11 +89,14 @@ class Evaluator:
                 add_oldest()
         return {name: self._means(total) for name, total in totals.items()}
 
-    def _means(self, total: dict[str, float]) -> dict[str, float]:
+    def _means(self, total: dict[str, Any]) -> dict[str, Any]:
         count = int(total.get("count", 0))
         if count != self._num_examples:
             raise InputError(
                 f"evaluation saw {count} examples, but the split has {self._num_examples}"
             )
-        means = {key: total[key] / count for key in ("top1", "top5", "loss")}
-        return means | {"num_examples": count}
+        means: dict[str, Any] = {key: float(total[key] / count) for key in ("top1", "top5", "loss")}
+        means["num_examples"] = count
+        if "confusion" in total:
+            means["confusion"] = total["confusion"].astype(np.int64)
+        return means

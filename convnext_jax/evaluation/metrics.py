@@ -5,6 +5,24 @@ import jax.numpy as jnp
 import optax
 
 
+def confusion_counts(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+    """Counts rows by their label and by the class with the highest logit.
+
+    Args:
+      logits: as for `masked_sums`.
+      labels: likewise.
+      mask: likewise.
+
+    Returns:
+      float32 [classes, classes]: of the rows that count, how many of each label (first axis) were
+      taken for each class (second).
+    """
+    classes = logits.shape[1]
+    true = jax.nn.one_hot(labels, classes) * (mask > 0).astype(jnp.float32)[:, None]
+    found = jax.nn.one_hot(jnp.argmax(logits, axis=1), classes)
+    return true.T @ found  # counts are whole, and exact in float32 below 2**24
+
+
 def masked_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
     """Sums over the rows of a batch that count.
 

@@ -40,6 +40,7 @@ class Run:
       evaluator: for the evaluation split.
       batches: first step -> this process's batches from there to the last step.
       description: stored with every checkpoint.
+      plan: a few lines on what will run where, printed at the start.
       global_batch: examples a step.
       steps_per_epoch: optimiser steps.
       total_steps: of the run.
@@ -59,6 +60,7 @@ class Run:
     evaluator: Evaluator
     batches: Callable[[int], Batches]
     description: dict[str, Any]
+    plan: str
     global_batch: int
     steps_per_epoch: int
     total_steps: int
@@ -107,6 +109,7 @@ def train(run: Run, workdir: Path) -> TrainState:
         )
         stack.callback(reporter.close)
         reporter.start(state.params, run.description["config"])
+        reporter.line(run.plan)
         if start:
             reporter.line(f"resuming after step {start} of {run.total_steps}")
         batches = stack.enter_context(contextlib.closing(run.batches(start)))

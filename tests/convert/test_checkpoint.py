@@ -64,7 +64,19 @@ def test_it_is_evaluated_like_a_run(checkpoint, tmp_path, monkeypatch, capsys):
     assert stopped.value.code == 2
     assert "`--dataset` must be given" in capsys.readouterr().err
     evaluate.main([*arguments, "--dataset", "digits", "--split", "test[:40]", "--batch_size", "16"])
-    assert json.loads(capsys.readouterr().out)["num_examples"] == 40
+    result = json.loads(capsys.readouterr().out)
+    assert result["num_examples"] == 40
+
+    table = tmp_path / "confusion.csv"
+    evaluate.main([*arguments, "--dataset", "digits", "--split", "test", "--confusion", str(table)])
+    top1 = json.loads(capsys.readouterr().out)["top1"]
+    header, *rows = (line.split(",") for line in table.read_text().splitlines())
+    assert header == ["class", "examples", "accuracy", *map(str, range(10))]
+    counts = np.array([[int(x) for x in row[3:]] for row in rows])
+    assert counts.sum() == 360 and np.trace(counts) == round(top1 * 360)
+    for row, line in zip(rows, counts, strict=True):
+        assert int(row[1]) == line.sum()
+        assert float(row[2]) == pytest.approx(line[int(row[0])] / line.sum(), abs=1e-6)
 
 
 def test_output_that_is_a_checkpoint_already_is_not_touched(checkpoint, capsys):

@@ -87,7 +87,9 @@ def test_killed_runs_end_bit_identical(env, tmp_path):
 
 def test_what_a_run_leaves(env, tmp_path):
     overrides = (*commands.TINY, "--config.num_steps=24", "--config.profile_steps=2")
-    commands.train(tmp_path, env, *overrides)
+    printed = commands.train(tmp_path, env, *overrides).stdout
+    assert "batch: 64 = 1 devices x 64 images x 1 micro-batch(es)" in printed
+    assert "steps: 24 (24 warm-up), 22 an epoch; 1437 training images, 1536 seen; 360" in printed
     assert list(tmp_path.glob("profile/plugins/profile/*/*.xplane.pb"))
     assert {p.name for p in tmp_path.iterdir()} == {
         "checkpoints",

@@ -10,7 +10,7 @@ from convnext_jax import sharding
 from convnext_jax.data.pipeline import eval_batches
 from convnext_jax.errors import InputError
 from convnext_jax.evaluation.evaluator import Evaluator
-from convnext_jax.evaluation.metrics import masked_sums
+from convnext_jax.evaluation.metrics import confusion_counts, masked_sums
 
 
 def test_sums_equal_scikit_learns():
@@ -29,6 +29,17 @@ def test_sums_equal_scikit_learns():
         assert sums[f"top{k}"] == expected
     expected = sklearn.metrics.log_loss(kept, probabilities, normalize=False, labels=np.arange(12))
     assert float(sums["loss"]) == pytest.approx(expected, rel=1e-6)  # a float32 sum of 33 terms
+
+
+def test_confusion_equals_scikit_learns():
+    rng = np.random.default_rng(1)
+    logits, labels = rng.normal(size=(60, 7)).astype(np.float32), rng.integers(0, 7, 60)
+    mask = np.arange(60) < 50
+    found = confusion_counts(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask))
+    expected = sklearn.metrics.confusion_matrix(
+        labels[:50], logits[:50].argmax(axis=1), labels=np.arange(7)
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_filling_rows_count_nothing_whatever_they_hold():
