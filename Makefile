@@ -29,7 +29,7 @@ format: .venv/.test
 
 # Trains, tests, and writes what came out into the README.
 results: .venv/.test
-	$(BIN)/python -m benchmarks.readme --measure
+	$(BIN)/python -m benchmarks.readme --measure digits,tests
 
 # Measures conversion, and writes it into docs/converting.md.
 results-converting: .venv/.test

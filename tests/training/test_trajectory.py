@@ -125,9 +125,9 @@ def test_two_hundred_steps(batches, mixup, record_property):
     expected_losses, expected_ema = theirs(batches, mixup)
     errors = np.abs(losses - expected_losses) / expected_losses
     difference = max(np.abs(ema[name] - expected_ema[name]).max() for name in expected_ema)
-    record_property("loss, first 50 steps", errors[:50].max())
-    record_property("loss, 200 steps", errors.max())
-    record_property("moving average", difference)
+    record_property("loss, first 50 steps", float(errors[:50].max()))
+    record_property("loss, 200 steps", float(errors.max()))
+    record_property("moving average", float(difference))
     # Training amplifies rounding: AdamW divides by the root of the second moment, so a gradient
     # that is next to nothing moves its weight by its rounding. A wrong constant anywhere in the
     # recipe shows in the third digit of the loss within a few steps.
