@@ -129,8 +129,8 @@ def rewrite(text: str, parts: dict[str, str]) -> str:
       ValueError: the text has no such part.
     """
     for name, content in parts.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
-        text, count = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], text, flags=re.S)
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(pattern, lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text, flags=re.S)
         if count != 1:
             raise ValueError(f"the README must have one part <!-- {name} -->, not {count}")
     return text
