@@ -49,9 +49,14 @@ def build_run(config: Config) -> Run:
         warmup_steps=steps.warmup,
         minimum=config.optim.min_lr,
     )
+    weight_decay = config.optim.weight_decay
+    if config.optim.weight_decay_end is not None:
+        weight_decay = warmup_cosine(
+            weight_decay, total_steps=steps.total, minimum=config.optim.weight_decay_end
+        )
     optimizer = create_optimizer(
         learning_rate,
-        weight_decay=config.optim.weight_decay,
+        weight_decay=weight_decay,
         b1=config.optim.b1,
         b2=config.optim.b2,
         eps=config.optim.eps,

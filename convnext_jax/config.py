@@ -74,6 +74,7 @@ class OptimConfig:
     min_lr: float = 1e-6
     warmup_epochs: float = 20.0
     weight_decay: float = 0.05
+    weight_decay_end: float | None = None  # follows a cosine to this; None: stays as it is
     layer_decay: float = 1.0  # of the learning rate, from the head to the stem; 1: none
     b1: float = 0.9
     b2: float = 0.999
@@ -283,6 +284,8 @@ def _check_ranges(config: Config) -> None:
     check("optim.min_lr", 0 <= optim.min_lr <= optim.lr, "lie in [0, optim.lr]")
     check("optim.warmup_epochs", optim.warmup_epochs >= 0, "not be negative")
     check("optim.weight_decay", optim.weight_decay >= 0, "not be negative")
+    end = optim.weight_decay_end
+    check("optim.weight_decay_end", end is None or end >= 0, "not be negative, or None")
     check("optim.layer_decay", 0 < optim.layer_decay <= 1, "lie in (0, 1]")
     check("optim.b1", 0 <= optim.b1 < 1, "lie in [0, 1)")
     check("optim.b2", 0 <= optim.b2 < 1, "lie in [0, 1)")

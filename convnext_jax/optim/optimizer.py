@@ -12,7 +12,7 @@ from convnext_jax.optim.param_groups import decay_mask, layer_scales
 def create_optimizer(
     learning_rate: optax.Schedule,
     *,
-    weight_decay: float = 0.05,
+    weight_decay: float | optax.Schedule = 0.05,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -27,7 +27,7 @@ def create_optimizer(
 
     Args:
       learning_rate: schedule over optimiser steps.
-      weight_decay: the decay's factor, before the learning rate.
+      weight_decay: the decay's factor, before the learning rate; or its schedule.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the bias-corrected second moment.

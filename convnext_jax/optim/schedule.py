@@ -12,15 +12,17 @@ def warmup_cosine(
 ) -> optax.Schedule:
     """The schedule of the paper's runs (reference: `cosine_scheduler` in the official code).
 
+    Weight decay that changes follows it too, without warm-up.
+
     Warm-up is `linspace(0, peak, warmup_steps)`, both ends included, so the first step has rate 0
     and the peak comes twice. Of the T steps that remain, step i of 0..T-1 has
     `minimum + (peak - minimum) * (1 + cos(pi * i / T)) / 2`, which ends just above `minimum`.
 
     Args:
-      peak: the highest learning rate.
+      peak: the highest learning rate; without warm-up the value at the start.
       total_steps: optimiser steps of the whole run.
       warmup_steps: of these, how many are warm-up.
-      minimum: what the cosine goes down to.
+      minimum: what the cosine goes to.
 
     Returns:
       A function of the step (int scalar, from 0) that gives a float32 scalar.

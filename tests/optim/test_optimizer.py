@@ -57,8 +57,8 @@ def random_tree(rng, shapes):
     return {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
 
 
-@pytest.mark.parametrize("clip_norm", [None, 1.0])
-def test_adamw_equals_torch_with_timms_groups(clip_norm):
+@pytest.mark.parametrize("clip_norm, decay_end", [(None, None), (1.0, None), (None, 0.9)])
+def test_adamw_equals_torch_with_timms_groups(clip_norm, decay_end):
     from oracles import timm, torch
 
     rng = np.random.default_rng(0)
@@ -66,7 +66,10 @@ def test_adamw_equals_torch_with_timms_groups(clip_norm):
     shapes = {"kernel": (5, 7), "bias": (7,), "gamma": (7,), "depthwise": (3, 3, 1, 4)}
     params = random_tree(rng, shapes)
     schedule = warmup_cosine(4e-3, total_steps=20, warmup_steps=5)
-    optimizer = create_optimizer(schedule, weight_decay=0.3, clip_norm=clip_norm)
+    decay = 0.3
+    if decay_end is not None:
+        decay = warmup_cosine(decay, total_steps=20, minimum=decay_end)
+    optimizer = create_optimizer(schedule, weight_decay=decay, clip_norm=clip_norm)
     state = optimizer.init(params)
 
     model = torch.nn.Module()
@@ -85,6 +88,8 @@ def test_adamw_equals_torch_with_timms_groups(clip_norm):
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         for group in peer.param_groups:
             group["lr"] = formula(step, 4e-3, 20, 5, 1e-6)
+            if group["weight_decay"] and decay_end is not None:
+                group["weight_decay"] = formula(step, 0.3, 20, 0, decay_end)
         peer.step()
         for name, parameter in model.named_parameters():
             # Each step adds a few roundings of 6e-8 relative to the largest value. Optax computes
