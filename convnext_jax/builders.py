@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
 from convnext_jax import sharding, tree
-from convnext_jax.checkpointing.manager import abstract_like, restore
+from convnext_jax.checkpointing.manager import absolute, abstract_like, restore
 from convnext_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, Steps
 from convnext_jax.data.erasing import RandomErasing
 from convnext_jax.data.mixup import Mixup
@@ -31,8 +32,12 @@ from convnext_jax.training.state import TrainState, initial_state
 from convnext_jax.training.step import make_train_step
 
 
-def build_run(config: Config) -> Run:
+def build_run(config: Config, began: float) -> Run:
     """Builds all that `training.loop.train` needs; opens the data, but computes nothing yet.
+
+    Args:
+      config: of the run.
+      began: when the program did, by `time.perf_counter`.
 
     Raises:
       InputError: the config does not fit the dataset, the model or the devices.
@@ -89,6 +94,7 @@ def build_run(config: Config) -> Run:
         accumulation_steps=accumulation_steps,
         erasing=build_erasing(config.augment),
         mixup=build_mixup(config.augment, config.data.global_batch // accumulation_steps),
+        batch_hashes=config.log_batch_hashes,
     )
     transform = TrainTransform(
         model.preprocessing.input_size,
@@ -106,8 +112,9 @@ def build_run(config: Config) -> Run:
             seed=config.seed,
             start_step=start_step,
             num_steps=steps.total,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.rows_of_this_process(mesh, config.data.global_batch),
+            skip_bad=config.data.on_error == "skip",
+            max_skipped=config.data.max_skipped,
             workers=_workers(config.data),
             threads=config.data.threads,
         )
@@ -125,6 +132,10 @@ def build_run(config: Config) -> Run:
         ),
         evaluator=build_evaluator(model, held_out, config.data, mesh),
         batches=batches,
+        stop_at_damage=config.checkpoint.on_damage == "stop",
+        hang_seconds=config.hang_seconds,
+        batch_hashes=config.log_batch_hashes,
+        began=began,
         description=model.to_json() | {"config": dataclasses.asdict(config)},
         plan=describe_plan(config, mesh, steps, len(source), len(held_out)),
         global_batch=config.data.global_batch,
@@ -171,7 +182,7 @@ def initial_params(config: Config, spec: ModelSpec, shardings: Any) -> Any:
 
     Args:
       config: names the weights to start from. Their head is left out, for a random one, where they
-        are for another number of classes, and only then.
+        are for another number of classes or the config says so.
       spec: the model.
       shardings: where the parameters go; a tree like them.
 
@@ -187,6 +198,7 @@ def initial_params(config: Config, spec: ModelSpec, shardings: Any) -> Any:
             config.init_from,
             spec.num_classes,
             ema=config.init_ema,
+            head=config.init_head,
             rngs=nnx.Rngs(key),
             **spec.overrides,
         )
@@ -258,8 +270,7 @@ def build_evaluator(
             source,
             transform,
             global_batch=batch,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.rows_of_this_process(mesh, batch),
             workers=_workers(data),
             threads=data.threads,
         ),
@@ -293,7 +304,7 @@ def accumulation(config: DataConfig, devices: int) -> int:
     )
 
 
-def restore_params(spec: ModelSpec, place: tuple[Path, int], item: str, mesh: Mesh) -> Any:
+def restore_params(spec: ModelSpec, place: tuple[epath.Path, int], item: str, mesh: Mesh) -> Any:
     """Reads one set of a checkpoint's parameters.
 
     Args:
@@ -310,13 +321,24 @@ def restore_params(spec: ModelSpec, place: tuple[Path, int], item: str, mesh: Me
     return restore(*place, {item: abstract})[item]
 
 
-def prepare_workdir(workdir: Path) -> Path:
+def checkpoint_dir(config: Config, workdir: Path) -> epath.Path:
+    """Where a run's checkpoints lie, absolute; `workdir` is absolute too."""
+    chosen = config.checkpoint.dir
+    return epath.Path(workdir / "checkpoints") if chosen is None else absolute(chosen)
+
+
+def prepare_workdir(workdir: str) -> Path:
     """Creates the directory of a run, if need be, and returns its absolute path.
 
     Raises:
-      InputError: it cannot be created or written.
+      InputError: it cannot be created or written, or lies in a bucket.
     """
-    path = workdir.expanduser().absolute()
+    if "://" in workdir:
+        raise InputError(
+            f"`--workdir` (={workdir}) must be a directory on a disk; checkpoints go to a bucket"
+            f" with `--config.checkpoint.dir={workdir}`"
+        )
+    path = Path(workdir).expanduser().absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-test-{jax.process_index()}"

@@ -48,6 +48,8 @@ class DataConfig:
     eval_crop: float | None = None  # centre share of the resized image's side; None: the variant's
     workers: int = 0  # decoding processes; 0: threads of this process; -1: one a core
     threads: int = 8  # decoding threads in each process
+    on_error: str = "stop"  # at a training image that cannot be read; or skip: take another
+    max_skipped: int = 100  # most different images that a process may skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +98,10 @@ class MeshConfig:
 class CheckpointConfig:
     """When to save, beside after every evaluation, and what to keep, beside the best."""
 
+    dir: str | None = None  # where checkpoints go, such as gs://...; None: into the workdir
     every_steps: int | None = None
     keep_last: int = 2
+    on_damage: str = "fall_back"  # to the newest one that is whole; or stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +112,14 @@ class Config:
     # Weights to start from: what `load_pretrained` takes. The workdir's own checkpoint comes first.
     init_from: str | None = None
     init_ema: bool | None = None  # their moving average; None: if there is one
+    init_head: bool = True  # their head, if its number of classes fits; False: a new one
     num_epochs: float = 300.0
     num_steps: int | None = None  # ends the run early, or late, whatever `num_epochs`; None: epochs
     eval_every_epochs: float = 1.0
     log_every_steps: int = 50
+    log_batch_hashes: bool = False  # record which images each step saw, to compare runs by
+    hang_seconds: float = 1800.0  # a step that takes longer is reported, with all stacks; 0: never
+    compilation_cache: bool = True  # keep compiled programs in the user's cache directory
     profile_steps: int = 0  # steps to profile, shortly after the start
     tensorboard: bool = True  # also write TensorBoard events
     model: ModelConfig = ModelConfig()
@@ -268,6 +276,7 @@ def _check_ranges(config: Config) -> None:
     check("num_steps", config.num_steps is None or config.num_steps > 0, "be positive, or None")
     check("eval_every_epochs", config.eval_every_epochs > 0, "be positive")
     check("log_every_steps", config.log_every_steps > 0, "be positive")
+    check("hang_seconds", config.hang_seconds >= 0, "not be negative")
     check("profile_steps", config.profile_steps >= 0, "not be negative")
     check("model.dtype", model.dtype in ("float32", "bfloat16"), "be float32 or bfloat16")
     check("model.drop_path", 0 <= model.drop_path < 1, "lie in [0, 1)")
@@ -280,6 +289,8 @@ def _check_ranges(config: Config) -> None:
     check("data.eval_crop", data.eval_crop is None or 0 < data.eval_crop <= 1, "lie in (0, 1]")
     check("data.workers", data.workers >= -1, "not be negative, except for -1")
     check("data.threads", data.threads > 0, "be positive")
+    check("data.on_error", data.on_error in ("stop", "skip"), "be stop or skip")
+    check("data.max_skipped", data.max_skipped >= 0, "not be negative")
     check("optim.lr", optim.lr > 0, "be positive")
     check("optim.min_lr", 0 <= optim.min_lr <= optim.lr, "lie in [0, optim.lr]")
     check("optim.warmup_epochs", optim.warmup_epochs >= 0, "not be negative")
@@ -296,6 +307,8 @@ def _check_ranges(config: Config) -> None:
     every = config.checkpoint.every_steps
     check("checkpoint.every_steps", every is None or every > 0, "be positive, or None")
     check("checkpoint.keep_last", config.checkpoint.keep_last > 0, "be positive")
+    on_damage = config.checkpoint.on_damage
+    check("checkpoint.on_damage", on_damage in ("fall_back", "stop"), "be fall_back or stop")
 
 
 def _numbers(section: Any, prefix: str) -> list[tuple[str, float]]:

@@ -22,6 +22,17 @@ class RunError(RuntimeError):
     """
 
 
+class Preempted(Exception):
+    """The machine is about to be taken away, and the run is saved.
+
+    Command-line programs exit with status `PREEMPTED_STATUS`: whoever sees it starts the same
+    command again. The message says at which step.
+    """
+
+
+PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message: "; did you mean x or y?" with the closest of `known`, or nothing."""
     matches = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
@@ -47,3 +58,6 @@ def exit_in_one_sentence() -> Iterator[None]:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except Preempted as error:
+        print(error, file=sys.stderr)
+        sys.exit(PREEMPTED_STATUS)

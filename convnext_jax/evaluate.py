@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from convnext_jax import builders, sharding
+from convnext_jax import builders, processes, sharding
 from convnext_jax.checkpointing.manager import find_step, read_description
 from convnext_jax.config import from_dict
 from convnext_jax.data.sources import open_source
@@ -46,7 +46,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
       InputError: the checkpoint or the dataset is not there, or they do not fit each other.
     """
     item = "ema" if arguments.ema else "params"
-    place = find_step(Path(arguments.checkpoint), arguments.step, f"eval_{item}_top1")
+    place = find_step(arguments.checkpoint, arguments.step, f"eval_{item}_top1")
     described = read_description(*place)
     model = ModelDescription.from_json(described)
     # A run says what it evaluated on; converted weights do not.
@@ -113,7 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.set_verbosity(logging.FATAL)
     parsed = parse_arguments(arguments)
     with exit_in_one_sentence():
-        results = evaluate(parsed)
+        processes.join()
+        with processes.ending_together():
+            results = evaluate(parsed)
+        if not processes.is_first():
+            return
         if parsed.json:
             print(json.dumps(results))
         else:

@@ -1,54 +1,67 @@
 """Trains, or goes on training: `python -m convnext_jax.main --config FILE --workdir DIR`.
 
 The same command on the same workdir continues the run. Exit status: 0 done (also if it was done
-before), 1 the run had to stop, 2 the input cannot be used; 1 and 2 come with one sentence on
-stderr.
+before); 1 the run had to stop; 2 the input cannot be used; 75 preempted, after saving. All but the
+first come with one sentence on stderr.
 """
 
 import itertools
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 # TensorFlow, which clu's TensorBoard writer imports, would greet with log lines about itself.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from convnext_jax import builders
+from convnext_jax import builders, processes
 from convnext_jax.checkpointing.manager import completed_steps
 from convnext_jax.config import Config, all_keys, resolve, unknown_key
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.training import loop, summary
 
+_BEGAN = time.perf_counter()
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, or FILE:VARIANT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; continued if it has one.")
 
 
-def run(config: Config, workdir: Path) -> None:
+def run(config: Config, place: str, preemption: processes.Preemption) -> None:
     """Trains to the end and leaves `summary.json` and `curves.png`, unless that is done already."""
-    began = time.perf_counter()
-    job = builders.build_run(config)
-    workdir = builders.prepare_workdir(workdir)
-    start = max(completed_steps(workdir / "checkpoints"), default=0)
+    job = builders.build_run(config, _BEGAN)
+    workdir = builders.prepare_workdir(place)
+    directory = builders.checkpoint_dir(config, workdir)
+    start = max(completed_steps(directory), default=0)
     finished = (workdir / summary.SUMMARY_FILE).exists() and start >= job.total_steps
+    # Process 0 may be the only one that sees its workdir.
+    finished = bool(processes.from_first(np.bool_(finished)))
     if not finished:
-        loop.train(job, workdir)
-    if jax.process_index() != 0:
+        loop.train(job, workdir, directory, preemption)
+    if not processes.is_first():
         return
     if finished:
         results = summary.read_summary(workdir)
         print(f"this run was finished before, at step {start}; nothing to do")
     else:
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - _BEGAN
         facts = builders.facts(config, job) | {"resumed_from_step": start, "seconds": seconds}
         results = summary.write_summary(workdir, facts)
         summary.write_curves(workdir, f"{results['model']} on {results['dataset']}")
     print(summary.final_line(results, workdir))
+
+
+def keep_compiled_programs() -> None:
+    """Keeps compiled programs in the user's cache directory; JAX_COMPILATION_CACHE_DIR overrides.
+
+    The next start of the same run, after a preemption too, then compiles next to nothing.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", f"{root}/convnext_jax/programs")
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -101,7 +114,12 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.FATAL)
     with exit_in_one_sentence():
         config = resolve(_CONFIG.value)
-        run(config, Path(str(_WORKDIR.value)))
+        if config.compilation_cache:
+            keep_compiled_programs()
+        processes.join()
+        preemption = processes.Preemption()
+        with processes.ending_together():
+            run(config, str(_WORKDIR.value), preemption)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,20 @@ def create_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     )
 
 
+def rows_of_this_process(mesh: Mesh, global_batch: int) -> list[int]:
+    """Which rows of a global batch lie on this process's devices, ascending.
+
+    Not simply one stretch of it after another: on a TPU slice the mesh follows the wiring.
+
+    Args:
+      mesh: from `create_mesh`.
+      global_batch: rows, divisible by the number of devices.
+    """
+    places = batch_sharding(mesh).addressable_devices_indices_map((global_batch,))
+    parts = {index[0].indices(global_batch) for index in places.values() if index is not None}
+    return [row for part in sorted(parts) for row in range(*part)]
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())

@@ -17,6 +17,8 @@ RANKS = {
     "constants": 0,
     "tree": 0,
     "ops": 0,
+    "retry": 0,
+    "processes": 1,
     "sharding": 1,
     "models": 1,
     "data": 2,

@@ -6,27 +6,41 @@ and the resolved config, which makes a checkpoint usable without its config file
 """
 
 import errno
+import os
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from convnext_jax import tree
+from convnext_jax import processes, tree
+from convnext_jax.checkpointing.damage import completed_steps, write_checksums
 from convnext_jax.errors import InputError, RunError
+from convnext_jax.retry import retrying
 
 # The items of a step that are trees of arrays.
 ARRAYS = ("params", "ema", "optimizer")
 DESCRIPTION = "description"
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which does not ask by itself whether the machine is taken away.
+
+    It would ask JAX about steps, and training asks about more places than those: the two counts
+    must not mix.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints in one directory."""
 
-    def __init__(self, directory: Path, *, best_metric: str, keep_last: int = 2) -> None:
+    def __init__(self, directory: epath.PathLike, *, best_metric: str, keep_last: int = 2) -> None:
         """Opens the directory, creates it if need be, and clears away what a killed save left.
 
         Args:
@@ -43,23 +57,32 @@ class Checkpoints:
             LatestN(keep_last),
             BestN(get_metric_fn=best_fn, n=1, keep_checkpoints_without_metrics=False),
         ]
-        self._directory = directory
+        self._directory = epath.Path(directory)
         self._saving: int | None = None  # the step whose save was started last
-        self._manager = ocp.CheckpointManager(
-            directory,
+        self._manager = _Manager(
+            self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
                 # Only for Orbax to store the metrics, which the policy reads in later sessions.
                 best_fn=best_fn,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
             ),
             item_handlers=_handlers(),
         )
 
+    def _complete(self) -> None:
+        if processes.is_first() and self._saving is not None:
+            write_checksums(self._directory, self._saving)
+
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
         return self._manager.latest_step()
+
+    def evaluated(self, step: int) -> bool:
+        """Whether a complete step was saved with evaluation results."""
+        return self._manager.metrics(step) is not None
 
     def save(
         self,
@@ -71,7 +94,8 @@ class Checkpoints:
         """Starts to save a step; returns when the arrays are copied, and may be donated.
 
         Args:
-          step: optimiser steps done. A step that is there already is left as it is.
+          step: optimiser steps done. A step that is there already is left as it is, except that
+            one without evaluation results is replaced by one with them.
           arrays: trees by item name, those of `ARRAYS` that there are.
           description: what JSON can hold.
           metrics: evaluation results, for keeping the best.
@@ -87,12 +111,20 @@ class Checkpoints:
         self._saving = step
         try:
             self._check_space(arrays)
-            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+            if metrics is not None and step in self._manager.all_steps():
+                if self.evaluated(step):
+                    return
+                self._manager.delete(step)
+            retrying(
+                lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+            )
         except Exception as error:
             raise self._failure(error) from error
 
     def _check_space(self, arrays: Mapping[str, Any]) -> None:
         """Raises OSError if the disk is too full, before anything is half-written."""
+        if "://" in os.fspath(self._directory):  # a bucket
+            return
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(arrays)))
         needed = size * 5 // 4 + 2**20  # with Orbax's indices, which weigh most in small models
         free = shutil.disk_usage(self._directory).free
@@ -134,14 +166,13 @@ class Checkpoints:
         self._manager.close()
 
 
-def completed_steps(directory: Path) -> list[int]:
-    """The steps in a checkpoint directory, ascending; those being written do not count."""
-    if not directory.is_dir():
-        return []
-    return sorted(ocp.utils.checkpoint_steps(directory))
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A path from anywhere: `~` is the home directory, `gs://...` stays as it is."""
+    found = epath.Path(path)
+    return found if "://" in os.fspath(path) else found.expanduser().absolute()
 
 
-def find_step(checkpoint: Path, which: str, best_metric: str) -> tuple[Path, int]:
+def find_step(checkpoint: epath.PathLike, which: str, best_metric: str) -> tuple[epath.Path, int]:
     """Finds a checkpoint that a user named.
 
     Args:
@@ -155,7 +186,7 @@ def find_step(checkpoint: Path, which: str, best_metric: str) -> tuple[Path, int
     Raises:
       InputError: there is no such checkpoint.
     """
-    directory = checkpoint.expanduser().absolute()
+    directory = absolute(checkpoint)
     if which == "latest" and directory.name.isdigit():
         directory, which = directory.parent, directory.name
     elif (directory / "checkpoints").is_dir():
@@ -180,7 +211,7 @@ def find_step(checkpoint: Path, which: str, best_metric: str) -> tuple[Path, int
     return directory, int(which)
 
 
-def restore(directory: Path, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
+def restore(directory: epath.PathLike, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
     """Reads trees of arrays from one step.
 
     Args:
@@ -195,31 +226,34 @@ def restore(directory: Path, step: int, abstract: Mapping[str, Any]) -> dict[str
       InputError: an item is not there, or its arrays are not those expected; the first difference
         of `params` is named.
     """
+    folder = epath.Path(directory) / str(step)
     with _reader(directory) as manager:
         metadata = manager.item_metadata(step)
         for name in sorted(abstract, key=ARRAYS.index):
             if metadata.get(name) is None:
-                raise InputError(f"the checkpoint {directory / str(step)} has no `{name}`")
+                raise InputError(
+                    f"the checkpoint {folder} has no `{name}`"
+                )
             difference = tree.first_difference(
                 tree.flatten_with_names(metadata[name]), tree.flatten_with_names(abstract[name])
             )
             if difference is not None:
                 raise InputError(
-                    f"the checkpoint {directory / str(step)} belongs to another model:"
+                    f"the checkpoint {folder} belongs to another model:"
                     f" in `{name}`, {difference}"
                 )
         items = {name: ocp.args.StandardRestore(value) for name, value in abstract.items()}
         return dict(manager.restore(step, args=ocp.args.Composite(**items)))
 
 
-def read_description(directory: Path, step: int) -> dict[str, Any]:
+def read_description(directory: epath.PathLike, step: int) -> dict[str, Any]:
     """Reads what `Checkpoints.save` was given as the description of a step."""
     with _reader(directory) as manager:
         args = ocp.args.Composite(**{DESCRIPTION: ocp.args.JsonRestore()})
         return manager.restore(step, args=args)[DESCRIPTION]
 
 
-def _reader(directory: Path) -> ocp.CheckpointManager:
+def _reader(directory: epath.PathLike) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         directory,
         options=ocp.CheckpointManagerOptions(read_only=True),

@@ -131,7 +131,7 @@ def save_checkpoint(converted: Converted, output: Path) -> None:
     Raises:
       InputError: there is a checkpoint already, or the directory cannot be written.
     """
-    directory = builders.prepare_workdir(output) / "checkpoints"
+    directory = builders.prepare_workdir(str(output)) / "checkpoints"
     if completed_steps(directory):
         raise InputError(f"`output` (={output}) must not hold a checkpoint already")
     spec = ModelSpec(converted.model_name, converted.num_classes, converted.overrides)

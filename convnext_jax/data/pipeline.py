@@ -4,10 +4,12 @@ The batch of a step is a function of (seed, step) alone. Grain gets a map from a
 of a host's batch and evaluates it ahead of time; nothing in it depends on who evaluates what.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -15,11 +17,14 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from convnext_jax.errors import InputError
+from convnext_jax.errors import InputError, RunError
+from convnext_jax.retry import retrying
 
 # A thread or worker produces this many examples at a time: small enough that a batch is spread over
 # all of them, large enough that passing it between processes costs little beside decoding it.
 _PIECE = 32
+# Examples that are tried in place of one that cannot be read.
+_CANDIDATES = 10
 
 Batch = dict[str, np.ndarray]
 
@@ -54,12 +59,27 @@ class Batches:
     """Iterator over batches that reads ahead. Close it, or use it as a context manager.
 
     It closes itself when it is finished and when reading fails; it can be closed twice.
+
+    Attributes:
+      skipped: what happened to each example that was replaced, in the order of their discovery.
     """
 
-    def __init__(self, pieces: Any, pieces_per_batch: int):
-        """Joins each `pieces_per_batch` successive elements of `pieces`, a Grain iterator."""
+    def __init__(
+        self, pieces: Any, pieces_per_batch: int, explain: Callable[[int], str], max_skipped: int
+    ):
+        """Joins each `pieces_per_batch` successive elements of `pieces`, a Grain iterator.
+
+        Args:
+          pieces: may have an entry `skipped`: examples that were replaced, -1 for the others.
+          pieces_per_batch: how many make a batch.
+          explain: says what is wrong with an example.
+          max_skipped: most examples that may be replaced.
+        """
+        self.skipped: dict[int, str] = {}
         self._pieces = pieces
         self._pieces_per_batch = pieces_per_batch
+        self._explain = explain
+        self._max_skipped = max_skipped
 
     def __iter__(self) -> "Batches":
         """Returns itself."""
@@ -70,11 +90,14 @@ class Batches:
 
         Raises:
           InputError: an example cannot be used; raised here wherever it was read.
+          RunError: more examples had to be replaced than may be.
         """
         if self._pieces is None:
             raise StopIteration
         try:
             pieces = [next(self._pieces) for _ in range(self._pieces_per_batch)]
+            for piece in pieces:
+                self._note_skipped(piece.pop("skipped", ()))
         except BaseException:
             self.close()
             raise
@@ -83,6 +106,17 @@ class Batches:
         return {
             key: np.concatenate([np.asarray(piece[key]) for piece in pieces]) for key in pieces[0]
         }
+
+    def _note_skipped(self, examples: Iterable[int]) -> None:
+        for example in map(int, examples):
+            if example < 0 or example in self.skipped:
+                continue
+            self.skipped[example] = self._explain(example)
+            if len(self.skipped) > self._max_skipped:
+                raise RunError(
+                    f"{len(self.skipped)} examples cannot be used, and `data.max_skipped`"
+                    f" (={self._max_skipped}) may be skipped; the last: {self.skipped[example]}"
+                )
 
     def close(self) -> None:
         """Stops the threads and worker processes."""
@@ -107,8 +141,9 @@ def train_batches(
     seed: int,
     start_step: int,
     num_steps: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
+    skip_bad: bool = False,
+    max_skipped: int = 100,
     workers: int = 0,
     threads: int = 4,
     prefetch: int = 2,
@@ -127,20 +162,22 @@ def train_batches(
       seed: 0 or more.
       start_step: first step to yield; a run that resumes gives the number of steps it has done.
       num_steps: steps of the whole run.
-      process_index: this host, 0..process_count-1.
-      process_count: number of hosts; each takes as many consecutive rows of the global batch.
+      rows: those of the global batch that this host holds; None for all.
+      skip_bad: replace an example that cannot be read by another, drawn from (seed, epoch,
+        example), instead of raising.
+      max_skipped: most examples that this host may replace.
       workers: worker processes that read and transform; 0 reads in this process.
       threads: reading threads in this process, or in each worker.
       prefetch: batches that are held ready.
 
     Returns:
-      Batches {"image": uint8 [global_batch / process_count, image_size, image_size, 3] in 0..255,
-      "label": int32 [global_batch / process_count]}.
+      Batches {"image": uint8 [n, image_size, image_size, 3] in 0..255, "label": int32 [n]}, n the
+      number of `rows`.
 
     Raises:
       InputError: a number is out of range, or `global_batch` exceeds the number of examples.
     """
-    rows = _rows_per_process(global_batch, process_index, process_count)
+    held = _check_rows(rows, global_batch)
     if global_batch > len(source):
         raise InputError(
             f"`global_batch` (={global_batch}) must be at most the number of training examples"
@@ -150,8 +187,8 @@ def train_batches(
         raise InputError(f"`seed` (={seed}) must be 0 or more")
     if not 0 <= start_step <= num_steps:
         raise InputError(f"`start_step` (={start_step}) must be in 0..`num_steps` (={num_steps})")
-    piece = _TrainPiece(source, transform, global_batch, process_index * rows, rows, seed)
-    return _read(piece, rows, start_step, num_steps, workers, threads, prefetch)
+    piece = _TrainPiece(source, transform, global_batch, held, seed, skip_bad)
+    return _read(piece, start_step, num_steps, workers, threads, prefetch, max_skipped)
 
 
 def eval_batches(
@@ -159,8 +196,7 @@ def eval_batches(
     transform: EvalTransform,
     *,
     global_batch: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     workers: int = 0,
     threads: int = 4,
     prefetch: int = 2,
@@ -174,23 +210,21 @@ def eval_batches(
       source: the examples to evaluate.
       transform: called with each image.
       global_batch: examples a batch, over all hosts.
-      process_index: this host, 0..process_count-1.
-      process_count: number of hosts; each takes as many consecutive rows of the global batch.
+      rows: those of the global batch that this host holds; None for all.
       workers: worker processes that read and transform; 0 reads in this process.
       threads: reading threads in this process, or in each worker.
       prefetch: batches that are held ready.
 
     Returns:
-      Batches {"image": uint8 [b, image_size, image_size, 3] in 0..255, "label": int32 [b],
-      "mask": float32 [b], 1 for an example and 0 for filling}, b = global_batch / process_count.
+      Batches {"image": uint8 [n, image_size, image_size, 3] in 0..255, "label": int32 [n],
+      "mask": float32 [n], 1 for an example and 0 for filling}, n the number of `rows`.
 
     Raises:
       InputError: a number is out of range.
     """
-    rows = _rows_per_process(global_batch, process_index, process_count)
-    piece = _EvalPiece(source, transform, global_batch, process_index * rows, rows)
+    piece = _EvalPiece(source, transform, global_batch, _check_rows(rows, global_batch))
     num_batches = math.ceil(len(source) / global_batch)
-    return _read(piece, rows, 0, num_batches, workers, threads, prefetch)
+    return _read(piece, 0, num_batches, workers, threads, prefetch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,9 +234,9 @@ class _TrainPiece:
     source: Examples
     transform: TrainTransform
     global_batch: int
-    first_row: int  # of this host, in the global batch
-    rows: int  # of this host
+    rows: np.ndarray  # of this host, in the global batch
     seed: int
+    skip_bad: bool
 
     @functools.cached_property
     def _order(self) -> Any:
@@ -214,16 +248,32 @@ class _TrainPiece:
     def __call__(self, number: int) -> Batch:
         step, rows = _step_and_rows(number, self.rows)
         epoch, step_in_epoch = divmod(step, len(self.source) // self.global_batch)
-        first = step_in_epoch * self.global_batch + self.first_row
+        first = epoch * len(self.source) + step_in_epoch * self.global_batch
         size = self.transform.image_size
         images = np.empty((len(rows), size, size, 3), np.uint8)
         labels = np.empty(len(rows), np.int32)
+        skipped = np.full(len(rows), -1, np.int64)
         for i, row in enumerate(rows):
-            example = int(self._order[epoch * len(self.source) + first + row])
-            image, labels[i] = self.source[example]
+            example = int(self._order[first + int(row)])
+            try:
+                image, labels[i] = read_example(self.source, example)
+            except InputError:
+                if not self.skip_bad:
+                    raise
+                image, labels[i] = self._another(epoch, example)
+                skipped[i] = example
             rng = np.random.default_rng((self.seed, epoch, example))
             images[i] = self.transform(image, rng)
-        return {"image": images, "label": labels}
+        batch = {"image": images, "label": labels}
+        return batch | {"skipped": skipped} if self.skip_bad else batch
+
+    def _another(self, epoch: int, example: int) -> tuple[Image.Image, int]:
+        """An example in place of one that cannot be read; the same one wherever this runs."""
+        candidates = np.random.default_rng((self.seed, epoch, example, len(self.source)))
+        for candidate in candidates.integers(len(self.source), size=_CANDIDATES - 1):
+            with contextlib.suppress(InputError):
+                return read_example(self.source, int(candidate))
+        return read_example(self.source, int(candidates.integers(len(self.source))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,52 +283,62 @@ class _EvalPiece:
     source: Examples
     transform: EvalTransform
     global_batch: int
-    first_row: int
-    rows: int
+    rows: np.ndarray
 
     def __call__(self, number: int) -> Batch:
         step, rows = _step_and_rows(number, self.rows)
-        first = step * self.global_batch + self.first_row
+        first = step * self.global_batch
         size = self.transform.image_size
         images = np.zeros((len(rows), size, size, 3), np.uint8)
         labels = np.zeros(len(rows), np.int32)
         mask = np.zeros(len(rows), np.float32)
-        for i, row in enumerate(rows):
-            if first + row < len(self.source):
-                image, labels[i] = self.source[first + row]
+        for i, example in enumerate((first + rows).tolist()):
+            if example < len(self.source):
+                image, labels[i] = read_example(self.source, example)
                 images[i] = self.transform(image)
                 mask[i] = 1
         return {"image": images, "label": labels, "mask": mask}
 
 
-def _step_and_rows(number: int, rows: int) -> tuple[int, range]:
+def _step_and_rows(number: int, rows: np.ndarray) -> tuple[int, np.ndarray]:
     """The step that piece `number` belongs to, and which of the host's `rows` it holds."""
-    step, piece = divmod(number, math.ceil(rows / _PIECE))
-    return step, range(piece * _PIECE, min((piece + 1) * _PIECE, rows))
+    step, piece = divmod(number, math.ceil(len(rows) / _PIECE))
+    return step, rows[piece * _PIECE : (piece + 1) * _PIECE]
 
 
-def _rows_per_process(global_batch: int, process_index: int, process_count: int) -> int:
-    if not 0 <= process_index < process_count:
+def _check_rows(rows: Sequence[int] | None, global_batch: int) -> np.ndarray:
+    if global_batch < 1:
+        raise InputError(f"`global_batch` (={global_batch}) must be positive")
+    held = np.arange(global_batch) if rows is None else np.asarray(rows, np.int64)
+    if not len(held) or held.min() < 0 or held.max() >= global_batch:
         raise InputError(
-            f"`process_index` (={process_index}) must be in 0..`process_count` - 1"
-            f" (={process_count - 1})"
+            f"`rows` (={rows}) must be some of 0..`global_batch` - 1 (={global_batch - 1})"
         )
-    if global_batch < 1 or global_batch % process_count:
-        raise InputError(
-            f"`global_batch` (={global_batch}) must be positive and divisible by the number of"
-            f" processes (={process_count})"
-        )
-    return global_batch // process_count
+    return held
+
+
+def read_example(source: Examples, index: int) -> tuple[Image.Image, int]:
+    """`source[index]`, tried again after a while where the file system has a passing problem."""
+    return retrying(lambda: source[index])
+
+
+def _explain(source: Examples, index: int) -> str:
+    """What is wrong with an example, by reading it once more."""
+    try:
+        source[index]
+    except InputError as error:
+        return str(error)
+    return f"record {index} could not be read at first"
 
 
 def _read(
-    piece: Callable[[int], Batch],
-    rows: int,
+    piece: _TrainPiece | _EvalPiece,
     start: int,
     stop: int,
     workers: int,
     threads: int,
     prefetch: int,
+    max_skipped: int = 0,
 ) -> Batches:
     """Evaluates the pieces of the steps start..stop-1 ahead of time and joins them to batches."""
     for name, value, least in (("workers", workers, 0), ("threads", threads, 1)):
@@ -286,7 +346,7 @@ def _read(
             raise InputError(f"`{name}` (={value}) must be {least} or more")
     if prefetch < 1:
         raise InputError(f"`prefetch` (={prefetch}) must be 1 batch or more")
-    per_batch = math.ceil(rows / _PIECE)
+    per_batch = math.ceil(len(piece.rows) / _PIECE)
     ahead = prefetch * per_batch
     pieces = grain.MapDataset.range(start * per_batch, stop * per_batch).map(piece)
     # A worker holds its share in the buffer between it and this process.
@@ -302,4 +362,21 @@ def _read(
                 num_workers=workers, per_worker_buffer_size=math.ceil(ahead / workers)
             )
         )
-    return Batches(iter(dataset), per_batch)
+    pieces = iter(dataset)
+    with _without_sigterm():
+        pieces.start_prefetch()
+    return Batches(pieces, per_batch, functools.partial(_explain, piece.source), max_skipped)
+
+
+@contextlib.contextmanager
+def _without_sigterm() -> Iterator[None]:
+    """Worker processes that start here never see SIGTERM; this process sees it afterwards.
+
+    A cluster sends it to all processes of a job. Training then still needs its workers: it takes
+    a step or two more before it saves, and ends them itself.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -14,6 +14,7 @@ from convnext_jax.data.normalize import normalize
 from convnext_jax.data.pipeline import Batches
 from convnext_jax.errors import InputError
 from convnext_jax.evaluation.metrics import confusion_counts, masked_sums
+from convnext_jax.processes import compile_together
 
 
 class Evaluator:
@@ -53,14 +54,18 @@ class Evaluator:
                 sums["confusion"] = confusion_counts(logits, batch["label"], batch["mask"])
             return sums
 
-        self._sums = jax.jit(sums, out_shardings=sharding.replicated(mesh))
+        self._sums: Callable[..., dict[str, jax.Array]] | None = None  # compiled
+        self._jitted = jax.jit(sums, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, candidates: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def __call__(
+        self, candidates: Mapping[str, Any], before_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, dict[str, Any]]:
         """Evaluates one or several sets of parameters in one pass over the data.
 
         Args:
           candidates: parameter trees by a name of the caller's, for instance raw and moving
             average.
+          before_batch: called before each batch; what it raises ends the pass.
 
         Returns:
           For each name: `top1` and `top5` as fractions, the mean `loss`, `num_examples`, and if
@@ -80,7 +85,11 @@ class Evaluator:
 
         with contextlib.closing(self._batches()) as batches:
             for rows in batches:
+                before_batch()
                 batch = sharding.global_batch(rows, self._mesh)
+                if self._sums is None:
+                    params = next(iter(candidates.values()))
+                    self._sums = compile_together(self._jitted, params, batch)
                 pending.append({name: self._sums(p, batch) for name, p in candidates.items()})
                 # One batch is decoded while another is computed; more would only fill memory.
                 if len(pending) > 1:

@@ -52,11 +52,12 @@ def load_pretrained(
     *,
     step: str = "latest",
     ema: bool | None = None,
+    head: bool = True,
     rngs: nnx.Rngs | None = None,
     **overrides: Any,
 ) -> Model:
     """Returns the model of `load` alone; the arguments are the same."""
-    return load(source, num_classes, step=step, ema=ema, rngs=rngs, **overrides).model
+    return load(source, num_classes, step=step, ema=ema, head=head, rngs=rngs, **overrides).model
 
 
 def load(
@@ -65,6 +66,7 @@ def load(
     *,
     step: str = "latest",
     ema: bool | None = None,
+    head: bool = True,
     rngs: nnx.Rngs | None = None,
     **overrides: Any,
 ) -> Loaded:
@@ -80,6 +82,7 @@ def load(
       ema: the moving average of the parameters instead of the parameters themselves. None: of a
         checkpoint of this project the average if it has one, as that is what the recipe evaluates;
         of anything else the parameters, unless the file has the average alone.
+      head: whether to load the head; False: a random one, for other classes of the same number.
       rngs: its `params` stream draws a random head; None is `nnx.Rngs(0)`.
       **overrides: as in `create_model`, such as `drop_path=0.1`; they replace what the weights'
         source says of the model.
@@ -95,11 +98,12 @@ def load(
         found.spec.num_classes if num_classes is None else num_classes,
         {**found.spec.overrides, **overrides},
     )
+    head = head and spec.num_classes == found.spec.num_classes
     return Loaded(
-        model=_build(spec, weights, rngs, source),
+        model=_build(spec, weights, head, rngs, source),
         spec=spec,
         preprocessing=found.preprocessing,
-        class_names=found.class_names if spec.num_classes == found.spec.num_classes else None,
+        class_names=found.class_names if head else None,
         licence=weights.licence,
     )
 
@@ -158,11 +162,13 @@ def _converted(source: str, ema: bool | None) -> _Weights:
     )
 
 
-def _build(spec: ModelSpec, weights: _Weights, rngs: nnx.Rngs | None, source: str) -> Model:
+def _build(
+    spec: ModelSpec, weights: _Weights, head: bool, rngs: nnx.Rngs | None, source: str
+) -> Model:
     """Builds the model that `spec` describes with all weights that are for it."""
     graph, state = nnx.split(nnx.eval_shape(spec.create))
     shapes, arrays, saved = nnx.to_pure_dict(state), weights.arrays, weights.description.spec
-    if spec.num_classes != saved.num_classes:
+    if not head:
         arrays = {name: array for name, array in arrays.items() if name not in _HEAD}
         arrays |= _random_head(spec, rngs)
     channels = spec.overrides.get("in_channels", 3)

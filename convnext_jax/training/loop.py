@@ -11,16 +11,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from convnext_jax import sharding
+from convnext_jax.checkpointing.damage import set_damaged_aside
 from convnext_jax.checkpointing.manager import Checkpoints, abstract_like, restore
 from convnext_jax.data.pipeline import Batches
-from convnext_jax.errors import RunError
+from convnext_jax.errors import Preempted, RunError
 from convnext_jax.evaluation.evaluator import Evaluator
+from convnext_jax.processes import Preemption, compile_together, is_first
 from convnext_jax.training.reporting import Reporter
 from convnext_jax.training.state import TrainState
-from convnext_jax.training.step import METRICS
+from convnext_jax.training.step import BATCH_HASH, METRICS
+from convnext_jax.training.watchdog import Watchdog
 
 # Steps that may be dispatched before the first of them is done: enough to keep the accelerator
 # busy, few enough that batches do not pile up in its memory.
@@ -50,6 +54,11 @@ class Run:
       log_every: steps that one record of metrics covers.
       profile_steps: steps to profile after the first ones of this process.
       tensorboard: whether to write TensorBoard events.
+      stop_at_damage: whether a damaged checkpoint ends the run, instead of the one before it being
+        used.
+      hang_seconds: a step that takes longer is reported with all stacks; 0: never.
+      batch_hashes: whether the step also reports the hash of its batch.
+      began: when the program did, by `time.perf_counter`.
     """
 
     mesh: Mesh
@@ -70,6 +79,15 @@ class Run:
     log_every: int
     profile_steps: int
     tensorboard: bool
+    stop_at_damage: bool
+    hang_seconds: float
+    batch_hashes: bool
+    began: float
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of what a step reports."""
+        return (*METRICS, BATCH_HASH) if self.batch_hashes else METRICS
 
     @property
     def best_metric(self) -> str:
@@ -77,25 +95,28 @@ class Run:
         return "eval_params_top1" if self.abstract_state.ema is None else "eval_ema_top1"
 
 
-def train(run: Run, workdir: Path) -> TrainState:
-    """Trains from the newest checkpoint in `workdir`, or from the start, to the last step.
+def train(run: Run, workdir: Path, directory: epath.Path, preemption: Preemption) -> TrainState:
+    """Trains from the newest checkpoint of the run, or from the start, to the last step.
 
-    The initial weights are, by precedence: 1. the workdir's own checkpoint; 2. those of the
-    config's `init_from`; 3. random.
+    The initial weights are, by precedence: 1. the run's own checkpoint; 2. those of the config's
+    `init_from`; 3. random.
 
     Args:
       run: what to do.
-      workdir: gets `metrics.jsonl`, `tensorboard/`, `checkpoints/` and, if asked for, `profile/`.
+      workdir: gets `metrics.jsonl`, `tensorboard/` and, if asked for, `profile/`.
+      directory: of the run's checkpoints, absolute; all processes see the same one.
+      preemption: says when to save and leave.
 
     Returns:
       The final state, which is also saved.
 
     Raises:
-      RunError: a loss that is not finite, or a save that failed.
-      InputError: the workdir's checkpoint belongs to another model.
+      Preempted: and the run is saved.
+      RunError: a loss that is not finite, a save that failed, or no checkpoint is whole.
+      InputError: the run's checkpoint belongs to another model.
     """
     with contextlib.ExitStack() as stack:
-        directory = workdir / "checkpoints"
+        damaged = set_damaged_aside(directory, stop=run.stop_at_damage)
         checkpoints = Checkpoints(directory, keep_last=run.keep_last, best_metric=run.best_metric)
         stack.callback(checkpoints.close)
         start = checkpoints.latest_step() or 0
@@ -104,40 +125,75 @@ def train(run: Run, workdir: Path) -> TrainState:
             workdir,
             start_step=start,
             total_steps=run.total_steps,
-            active=jax.process_index() == 0,
+            active=is_first(),
             tensorboard=run.tensorboard,
         )
         stack.callback(reporter.close)
         reporter.start(state.params, run.description["config"])
         reporter.line(run.plan)
+        for line in damaged:
+            reporter.line(line)
         if start:
             reporter.line(f"resuming after step {start} of {run.total_steps}")
         batches = stack.enter_context(contextlib.closing(run.batches(start)))
+        watchdog = stack.enter_context(Watchdog(run.hang_seconds))
         meter = _Meter(run, reporter, start, checkpoints)
+
+        def before_evaluation_batch() -> None:
+            watchdog.beat(f"an evaluation after step {step}")
+            if preemption.noticed():
+                raise _EvaluationInterrupted
+
+        train_step = run.train_step
         # Not the first steps: they compile.
         profile_from = start + 1 + _STEPS_IN_FLIGHT
         profile_to = min(profile_from + run.profile_steps, run.total_steps)
         for step in range(start, run.total_steps + 1):
             evaluate = step == run.total_steps or step % run.evaluate_every == 0
             save = run.save_every is not None and step % run.save_every == 0
-            # What is due at the first step was done before its checkpoint was saved.
-            if step > start and (evaluate or save):
+            if step == start:
+                # What is due here was done before the checkpoint was saved, except for an
+                # evaluation that was interrupted.
+                save, evaluate = False, evaluate and start > 0 and not checkpoints.evaluated(start)
+            leave = step < run.total_steps and preemption.noticed()
+            if evaluate or save or (leave and step > start):
                 meter.drain()
                 with meter.paused():
                     results = None
-                    if evaluate:
-                        results = run.evaluator(_candidates(state))
-                        reporter.evaluation(step, step / run.steps_per_epoch, results)
+                    # Who leaves evaluates when back: there may not be the time for it now.
+                    if evaluate and not leave:
+                        try:
+                            results = run.evaluator(_candidates(state), before_evaluation_batch)
+                            reporter.evaluation(step, step / run.steps_per_epoch, results)
+                        except _EvaluationInterrupted:
+                            leave = True
+                    watchdog.beat(f"saving step {step}")
                     _save(run, checkpoints, state, step, results)
+            if leave:
+                checkpoints.wait()
+                raise Preempted(
+                    f"preempted after step {step} of {run.total_steps}, which is saved; the same"
+                    f" command goes on from there"
+                )
             if step == run.total_steps:
                 break
+            watchdog.beat(f"step {step + 1}")
             if profile_from < profile_to and step == profile_from:
                 jax.profiler.start_trace(str(workdir / "profile"))
             began = time.perf_counter()
             batch = sharding.global_batch(next(batches), run.mesh)
             meter.waited(time.perf_counter() - began)
-            state, metrics = run.train_step(state, batch)
+            if step == start:
+                began = time.perf_counter()
+                train_step = compile_together(run.train_step, state, batch)
+                reporter.line(f"compiled the step in {time.perf_counter() - began:.1f} s")
+            state, metrics = train_step(state, batch)
             meter.add(step + 1, metrics)
+            if step == start:
+                jax.block_until_ready(metrics)
+                seconds = time.perf_counter() - run.began
+                reporter.line(f"first step done {seconds:.1f} s after the start")
+            reporter.skipped(batches.skipped)
             if profile_from < profile_to and step + 1 == profile_to:
                 jax.block_until_ready(metrics)
                 jax.profiler.stop_trace()
@@ -145,7 +201,11 @@ def train(run: Run, workdir: Path) -> TrainState:
     return state
 
 
-def restore_state(run: Run, directory: Path, step: int) -> TrainState:
+class _EvaluationInterrupted(Exception):
+    """The machine is about to be taken away during an evaluation."""
+
+
+def restore_state(run: Run, directory: epath.Path, step: int) -> TrainState:
     """Reads the whole state of a step, placed by `run.state_shardings`."""
     abstract = abstract_like(run.abstract_state, run.state_shardings)
     found = restore(directory, step, _arrays(abstract))
@@ -187,7 +247,7 @@ def _save(
 class _Meter:
     """Collects what the steps report, a little behind them, and passes it on in records.
 
-    A record has the means over its steps of what `METRICS` lists (of the learning rate the last
+    A record has the means over its steps of what `Run.metrics` lists (of the learning rate the last
     value), `epoch`, `step_seconds`, `images_per_second` over all devices, and `data_wait_fraction`:
     the share of the time in which the accelerator had nothing to do for want of the next batch.
     """
@@ -231,7 +291,7 @@ class _Meter:
     def _take_oldest(self, until: float | None) -> None:
         step, metrics, _ = self._in_flight.popleft()
         values = np.asarray(metrics)
-        named = dict(zip(METRICS, values.tolist(), strict=True))
+        named = dict(zip(self._run.metrics, values.tolist(), strict=True))
         self._reporter.advance(step)
         for name in ("loss", "gradient_norm", "parameter_norm"):
             if not math.isfinite(named[name]):
@@ -245,7 +305,7 @@ class _Meter:
         seconds = until - self._record_began
         means = np.stack(self._values).mean(axis=0, dtype=np.float64).tolist()
         metrics = {"epoch": step / self._run.steps_per_epoch}
-        metrics |= dict(zip(METRICS, means, strict=True))
+        metrics |= dict(zip(self._run.metrics, means, strict=True))
         metrics["learning_rate"] = float(self._values[-1][METRICS.index("learning_rate")])
         metrics["step_seconds"] = seconds / len(self._values)
         metrics["images_per_second"] = self._run.global_batch * len(self._values) / seconds

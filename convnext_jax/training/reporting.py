@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 from convnext_jax.errors import RunError
@@ -38,6 +39,7 @@ class Reporter:
           tensorboard: whether to write TensorBoard events.
         """
         self._active = active
+        self._skipped = set[int]()
         self._total_steps = total_steps
         self._start = (start_step, time.perf_counter())
         if not active:
@@ -101,6 +103,16 @@ class Reporter:
             )
         else:
             self._bar.set_postfix_str(f"loss {loss}, {speed}")
+
+    def skipped(self, examples: dict[int, str]) -> None:
+        """Prints those of the examples skipped so far that it has not printed yet."""
+        for example in examples.keys() - self._skipped:
+            self._skipped.add(example)
+            line = f"skipped {len(self._skipped)}: {examples[example]}"
+            if self._active:
+                self.line(line)
+            else:  # each process reads images of its own
+                print(f"process {jax.process_index()} {line}", flush=True)
 
     def evaluation(self, step: int, epoch: float, results: dict[str, dict[str, float]]) -> None:
         """Records and prints what an `Evaluator` found, for each set of parameters."""

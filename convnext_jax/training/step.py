@@ -17,6 +17,8 @@ Apply = Callable[..., jax.Array]  # (params, images, key=None) -> logits
 
 # The order of the numbers that a step reports.
 METRICS = ("loss", "learning_rate", "gradient_norm", "parameter_norm", "update_norm")
+# Follows them where the run asks for it.
+BATCH_HASH = "batch_hash"
 
 
 def make_train_step(
@@ -33,6 +35,7 @@ def make_train_step(
     accumulation_steps: int = 1,
     erasing: RandomErasing | None = None,
     mixup: Mixup | None = None,
+    batch_hashes: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
     """Builds the training step; the caller jits it with its shardings.
 
@@ -50,12 +53,13 @@ def make_train_step(
         itself, as in the reference.
       erasing: random erasing of the normalised images; None for none.
       mixup: mixing of images and targets after that; None for none.
+      batch_hashes: also report a hash of the batch as it was read.
 
     Returns:
       A function (state, batch) -> (state, metrics). The batch has `image` uint8 [N, H, W, 3] and
-      `label` int [N], N a multiple of `accumulation_steps`; metrics is float32 [len(METRICS)],
-      where the loss and the gradient norm are those before the update and the parameter norm that
-      after it.
+      `label` int [N], N a multiple of `accumulation_steps`; metrics is float32 [len(METRICS)], or
+      one longer with `BATCH_HASH`, where the loss and the gradient norm are those before the update
+      and the parameter norm that after it.
     """
 
     def loss_fn(params: Any, batch: Batch, key: jax.Array) -> jax.Array:
@@ -99,10 +103,32 @@ def make_train_step(
             "parameter_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
         }
+        values = [metrics[name] for name in METRICS]
+        if batch_hashes:
+            values.append(batch_hash(batch))
         new_state = TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
-        return new_state, jnp.stack([jnp.float32(metrics[name]) for name in METRICS])
+        return new_state, jnp.stack([jnp.float32(value) for value in values])
 
     return train_step
+
+
+def batch_hash(batch: Batch) -> jax.Array:
+    """A number that tells batches apart, in whole numbers, so the same on any number of devices.
+
+    Args:
+      batch: `image` uint8 [N, H, W, 3], `label` int [N].
+
+    Returns:
+      float32 scalar, a whole number below 2**24, which float32 holds exactly.
+    """
+    image = batch["image"].astype(jnp.uint32)
+    # Odd factors, so that no bit of a pixel is lost, and other ones at each place and row.
+    places = jnp.arange(image[0].size, dtype=jnp.uint32).reshape(1, *image.shape[1:])
+    rows = jnp.arange(len(image), dtype=jnp.uint32)
+    of_image = (image * (places * jnp.uint32(2654435761) | 1)).sum((1, 2, 3), dtype=jnp.uint32)
+    of_row = of_image + batch["label"].astype(jnp.uint32) * jnp.uint32(2246822519)
+    of_row = (of_row ^ (of_row >> 15)) * (rows * jnp.uint32(3266489917) | 1)
+    return (of_row.sum(dtype=jnp.uint32) >> 8).astype(jnp.float32)
 
 
 def _split(rows: jax.Array, parts: int) -> jax.Array:

@@ -96,7 +96,7 @@ def evaluator(length, batch, claimed=None):
 
 @pytest.mark.parametrize("length, batch", [(50, 8), (48, 16), (5, 64)])
 def test_every_example_counts_once(length, batch):
-    right = {"offset": jnp.zeros(())}
+    right = {"offset": jnp.zeros((1, 8))}
     wrong = {"offset": jnp.zeros((1, 8)).at[0, 7].set(100)}
     results = evaluator(length, batch)({"params": right, "ema": wrong})
     assert results["params"]["num_examples"] == results["ema"]["num_examples"] == length

@@ -1,0 +1,217 @@
+"""The processes of a run: they join, are preempted and end together.
+
+One process or many, the calls are the same; with one, most of them have nothing to do.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from convnext_jax.errors import InputError, Preempted, RunError
+
+# Environment variables that name the processes where no cluster does.
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# Where the first process that fails leaves its sentence for the others.
+_FAILURE = "convnext_jax/failure"
+# How long a process whose collective broke waits for the sentence of the one that broke it, and how
+# long process 0, which serves them, waits for the others to read it.
+_PATIENCE_SECONDS = 5
+# How long the slowest process may compile after the fastest.
+_COMPILING_MS = 30 * 60 * 1000
+_barriers = itertools.count()
+
+
+def join() -> None:
+    """Joins the other processes of this run, if there are any; call it before anything else.
+
+    They are found by the environment variables JAX_COORDINATOR_ADDRESS (host:port of process 0),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID; without them, by what JAX knows of TPU pod slices, Slurm,
+    Open MPI and Kubernetes. Where nothing is found this process is alone.
+
+    Raises:
+      InputError: the variables are incomplete or no numbers, or the processes do not meet.
+    """
+    if jax.distributed.is_initialized():
+        return
+    values = {name: os.environ.get(name) for name in _VARIABLES}
+    missing = [name for name, value in values.items() if not value]
+    try:
+        if not missing:
+            address, count, index = values.values()
+            _check_numbers(count, index)
+            jax.distributed.initialize(address, int(str(count)), int(str(index)))
+        elif len(missing) < len(_VARIABLES):
+            raise InputError(
+                f"the environment must have all of {', '.join(_VARIABLES)} or none;"
+                f" missing: {', '.join(missing)}"
+            )
+        else:
+            jax.distributed.initialize()
+    except ValueError as error:
+        # What JAX says where it finds no cluster.
+        if isinstance(error, InputError) or "coordinator_address" not in str(error):
+            raise
+    except RuntimeError as error:
+        if len(missing) == len(_VARIABLES) and "must be called before" in str(error):
+            return  # called from a program that uses JAX already, alone
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"the processes of this run do not meet: {reason}") from error
+
+
+def _check_numbers(count: str | None, index: str | None) -> None:
+    for name, value in zip(_VARIABLES[1:], (count, index), strict=True):
+        if not str(value).isdecimal():
+            raise InputError(f"`{name}` (={value}) must be a whole number")
+    if int(str(index)) >= int(str(count)):
+        raise InputError(
+            f"`JAX_PROCESS_ID` (={index}) must be below `JAX_NUM_PROCESSES` (={count})"
+        )
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+def from_first(value: Any) -> Any:
+    """What process 0 gave, on all processes.
+
+    Args:
+      value: a tree of numbers or arrays, of equal shapes on all processes.
+    """
+    return multihost_utils.broadcast_one_to_all(value)
+
+
+def compile_together(function: Any, *arguments: Any) -> Callable[..., Any]:
+    """Compiles a jitted function for some arguments and waits until all processes have.
+
+    One that runs ahead into a collective would wait there, where patience is short.
+
+    Args:
+      function: from `jax.jit`.
+      arguments: those of the first call.
+
+    Returns:
+      The compiled function, for arguments of the same shapes and shardings.
+    """
+    compiled = function.lower(*arguments).compile()
+    if jax.process_count() > 1:
+        _client().wait_at_barrier(f"convnext_jax/compiled/{next(_barriers)}", _COMPILING_MS)
+    return compiled
+
+
+class Preemption:
+    """Notices that the machine is about to be taken away, on all processes at the same place.
+
+    With several processes the notice is JAX's: SIGTERM or the cluster's own, to any of them. Its
+    service then picks a place that none has reached yet.
+    """
+
+    def __init__(self) -> None:
+        """Listens from now on."""
+        self._place = 0
+        self._told = threading.Event()
+        if not jax.distributed.is_initialized():
+            signal.signal(signal.SIGTERM, lambda *_: self._told.set())
+
+    def noticed(self) -> bool:
+        """Whether to save and leave here; True on all processes or on none.
+
+        Each process calls it at the same places of the program, as often as the others.
+        """
+        self._place += 1
+        if not jax.distributed.is_initialized():
+            return self._told.is_set()
+        return multihost_utils.reached_preemption_sync_point(self._place)
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Ends all processes when one fails, with the sentence of the one that failed first.
+
+    Around everything that runs on several processes. A process that waits for one that failed would
+    wait for ever, or until something below it breaks with a message about connections.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    listener = threading.Thread(target=_await_failure, daemon=True)
+    listener.start()
+    try:
+        try:
+            yield
+        except Preempted:
+            _leave(listener)
+            raise
+        _leave(listener)
+    except (Preempted, SystemExit, KeyboardInterrupt):
+        raise
+    except (InputError, RunError) as error:
+        _fail(str(error), 2 if isinstance(error, InputError) else 1)
+    except jax.errors.JaxRuntimeError as error:
+        # A collective breaks because of an error elsewhere: that one has its sentence on the way.
+        _await_failure(_PATIENCE_SECONDS)
+        reason = next(iter(str(error).strip().splitlines()), "")
+        _fail(f"the processes lost each other, perhaps because one was killed: {reason}", 1)
+    except Exception as error:  # a mistake of ours
+        traceback.print_exc()
+        _fail(f"{type(error).__name__}: {error}", 1)
+
+
+def _leave(listener: threading.Thread) -> None:
+    """Waits for the other processes to come here, and parts from them."""
+    jax.distributed.shutdown()
+    # Its call ends with that. A thread inside it would crash the interpreter's own end.
+    listener.join()
+
+
+def _client() -> Any:
+    # JAX has no public name for the key-value store of its coordination service.
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _fail(message: str, status: int) -> None:
+    """Tells the others why, unless one of them was first; does not return."""
+    failure = json.dumps({"process": jax.process_index(), "status": status, "message": message})
+    with contextlib.suppress(Exception):
+        _client().key_value_set(_FAILURE, failure)
+        _end(message, status)
+    _await_failure(_PATIENCE_SECONDS)
+    _end(message, status)  # the service is gone
+
+
+def _await_failure(seconds: float = 10**6) -> None:
+    """Ends this process if another reports a failure in that time."""
+    try:
+        found = json.loads(_client().blocking_key_value_get(_FAILURE, int(seconds * 1000)))
+    except Exception:  # none came, or the service ended with the run
+        return
+    if found["process"] != jax.process_index():
+        _end(f"process {found['process']}: {found['message']}", found["status"])
+
+
+def _end(message: str, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    with contextlib.suppress(Exception):
+        client, index = _client(), jax.process_index()
+        client.key_value_set(f"{_FAILURE}/read/{index}", "")
+        if index == 0:
+            for other in range(1, jax.process_count()):
+                client.blocking_key_value_get(f"{_FAILURE}/read/{other}", _PATIENCE_SECONDS * 1000)
+            time.sleep(1)  # for them to be gone before their service is
+    # Not sys.exit: what JAX does then waits for processes that will not come.
+    os._exit(status)

@@ -1,0 +1,115 @@
+"""Training images that cannot be read: replaced where the run says so, and counted."""
+
+import dataclasses
+import errno
+
+import numpy as np
+import pytest
+from data.synthetic import Noise, Numbered
+
+from convnext_jax import retry
+from convnext_jax.data.pipeline import train_batches
+from convnext_jax.errors import InputError, RunError
+
+RUN = {"global_batch": 20, "seed": 1, "start_step": 0, "num_steps": 10, "threads": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(Numbered):
+    """Some of its examples cannot be read. The label of each is its index."""
+
+    bad: tuple[int, ...] = ()
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise InputError(f"record {index} is broken")
+        return super().__getitem__(index)
+
+
+def labels(batches):
+    return np.stack([batch["label"] for batch in batches])
+
+
+def test_the_default_is_to_stop_at_the_first():
+    with pytest.raises(InputError, match="record 7 is broken"):
+        list(train_batches(Broken(100, (7,)), Noise(), **RUN))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_examples_are_replaced_in_place_and_reported(workers):
+    good = labels(train_batches(Numbered(100), Noise(), **RUN))
+    batches = train_batches(
+        Broken(100, (7, 50)), Noise(), **RUN, skip_bad=True, max_skipped=2, workers=workers
+    )
+    found = labels(batches)
+    replaced = np.isin(good, (7, 50))
+    assert replaced.sum() == 4  # two epochs
+    np.testing.assert_array_equal(found[~replaced], good[~replaced])
+    assert not np.isin(found, (7, 50)).any()
+    # Others take the place in each epoch, the same ones for whoever reads.
+    again = labels(train_batches(Broken(100, (7, 50)), Noise(), **RUN, skip_bad=True))
+    np.testing.assert_array_equal(found, again)
+    assert batches.skipped == {i: f"record {i} is broken" for i in (7, 50)}
+    # Entries of a batch are those of any run.
+    batch = next(train_batches(Broken(100, (7,)), Noise(), **RUN, skip_bad=True))
+    assert batch.keys() == {"image", "label"}
+
+
+def test_a_resumed_run_skips_alike():
+    whole = labels(train_batches(Broken(100, (7, 50)), Noise(), **RUN, skip_bad=True))
+    later = {**RUN, "start_step": 6}
+    tail = labels(train_batches(Broken(100, (7, 50)), Noise(), **later, skip_bad=True))
+    np.testing.assert_array_equal(tail, whole[6:])
+
+
+def test_more_than_the_maximum_ends_the_run():
+    batches = train_batches(
+        Broken(100, tuple(range(40))), Noise(), **RUN, skip_bad=True, max_skipped=3
+    )
+    with pytest.raises(RunError, match=r"4 examples .* `data.max_skipped` \(=3\) .* is broken"):
+        list(batches)
+
+
+def test_a_dataset_of_nothing_good_ends_the_run():
+    batches = train_batches(Broken(100, tuple(range(100))), Noise(), **RUN, skip_bad=True)
+    with pytest.raises(InputError, match="is broken"):
+        list(batches)
+
+
+class Flaky:
+    """Fails the first `failures` times it is read."""
+
+    def __init__(self, failures, number=errno.EIO):
+        self.failures, self.number = failures, number
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        if self.failures:
+            self.failures -= 1
+            try:
+                raise OSError(self.number, "the server is away")
+            except OSError as error:
+                raise InputError(f"record {index} cannot be read: {error}") from error
+        return Numbered(100)[index]
+
+
+@pytest.fixture
+def short_waits(monkeypatch):
+    waits = []
+    monkeypatch.setattr(retry.time, "sleep", waits.append)
+    return waits
+
+
+def test_passing_errors_are_tried_again_with_longer_waits(short_waits):
+    source = Flaky(failures=3)
+    assert len(list(train_batches(source, Noise(), **RUN))) == 10
+    assert [w for w in short_waits if w in retry.WAITS_SECONDS] == list(retry.WAITS_SECONDS)
+
+
+@pytest.mark.parametrize("failures, number", [(99, errno.EIO), (1, errno.EACCES)])
+def test_lasting_errors_are_not(short_waits, failures, number):
+    source = Flaky(failures, number)
+    with pytest.raises(InputError, match="the server is away"):
+        list(train_batches(source, Noise(), **RUN))
