@@ -1,7 +1,12 @@
 """Fine-tuning models trained on ImageNet-1K at 224 pixels to 384 pixels.
 
-    python -m convnext_jax.main --config configs/finetune_1k.py:base_384 --workdir runs/ft \
-        --config.init_from=runs/in1k --config.data.dir=/data/tfds
+    ARGS="--config configs/finetune_1k.py:base_384 --workdir runs/ft
+        --config.init_from=runs/in1k --config.data.dir=/data/tfds"
+    python -m convnext_jax.main $ARGS                                      # one host with GPUs
+    sbatch --nodes=4 launch/slurm.sbatch $ARGS                             # several, on Slurm
+    launch/tpu_pod.sh train --name NAME --zone ZONE --type v4-64 -- $ARGS  # a TPU slice
+
+On a slice checkpoints go to a bucket, --config.checkpoint.dir=gs://NAME/DIR; see docs/hardware.md.
 
 The part after the colon is base_384 (the default) or large_384. The paper's top-1: 85.1 and 85.5 %.
 The base model starts from its raw weights, the large one from their moving average.

@@ -1,7 +1,12 @@
 """Fine-tuning models trained on ImageNet-22K to ImageNet-1K.
 
-    python -m convnext_jax.main --config configs/finetune_22k_1k.py:base_224 --workdir runs/ft \
-        --config.init_from=runs/in22k --config.data.dir=/data/tfds
+    ARGS="--config configs/finetune_22k_1k.py:base_224 --workdir runs/ft
+        --config.init_from=runs/in22k --config.data.dir=/data/tfds"
+    python -m convnext_jax.main $ARGS                                      # one host with GPUs
+    sbatch --nodes=4 launch/slurm.sbatch $ARGS                             # several, on Slurm
+    launch/tpu_pod.sh train --name NAME --zone ZONE --type v4-64 -- $ARGS  # a TPU slice
+
+On a slice checkpoints go to a bucket, --config.checkpoint.dir=gs://NAME/DIR; see docs/hardware.md.
 
 The part after the colon is a size and a resolution: base, large or xlarge; 224 or 384 (base_224 is
 the default). The paper's top-1 at 224 pixels: 85.8, 86.6 and 87.0 % (of the moving average); at

@@ -1,7 +1,11 @@
 """ImageNet-1K from random weights: the paper's 300 epochs.
 
-    python -m convnext_jax.main --config configs/imagenet1k.py:tiny --workdir runs/in1k \
-        --config.data.dir=/data/tfds
+    ARGS="--config configs/imagenet1k.py:tiny --workdir runs/in1k --config.data.dir=/data/tfds"
+    python -m convnext_jax.main $ARGS                                      # one host with GPUs
+    sbatch --nodes=4 launch/slurm.sbatch $ARGS                             # several, on Slurm
+    launch/tpu_pod.sh train --name NAME --zone ZONE --type v4-64 -- $ARGS  # a TPU slice
+
+On a slice checkpoints go to a bucket, --config.checkpoint.dir=gs://NAME/DIR; see docs/hardware.md.
 
 The part after the colon is the size: tiny (the default), small, base, large. The paper's top-1 at
 224 pixels, of the moving average: 82.1, 83.1, 83.8 and 84.3 %. The effective batch is 4096 on any

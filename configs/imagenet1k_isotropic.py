@@ -1,7 +1,12 @@
 """ImageNet-1K from random weights with the isotropic models: the paper's 300 epochs.
 
-    python -m convnext_jax.main --config configs/imagenet1k_isotropic.py:small --workdir runs/iso \
-        --config.data.dir=/data/tfds
+    ARGS="--config configs/imagenet1k_isotropic.py:small --workdir runs/iso
+        --config.data.dir=/data/tfds"
+    python -m convnext_jax.main $ARGS                                      # one host with GPUs
+    sbatch --nodes=4 launch/slurm.sbatch $ARGS                             # several, on Slurm
+    launch/tpu_pod.sh train --name NAME --zone ZONE --type v4-64 -- $ARGS  # a TPU slice
+
+On a slice checkpoints go to a bucket, --config.checkpoint.dir=gs://NAME/DIR; see docs/hardware.md.
 
 The part after the colon is the size: small (the default), base, large. The paper's top-1 at 224
 pixels, of the moving average: 78.7, 82.0 and 82.6 %. The effective batch is 4096 on any machine: a

@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Fills in a JobSet and prints it; runs where no package is installed.
+
+    launch/k8s/render.py tpu --name in1k --image IMAGE --hosts 4 \
+        --accelerator tpu-v5-lite-podslice --topology 4x4 --data-bucket BUCKET \
+        -- --config configs/imagenet1k.py:tiny --workdir runs/in1k | kubectl apply -f -
+
+The options are the machine's shape; what comes after -- goes to convnext_jax.main.
+"""
+
+import argparse
+import json
+import re
+import string
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Names of Kubernetes objects; the JobSet's are followed by "-worker-0-INDEX" within 63 characters.
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
+# What the quotes in the templates hold: images, labels, buckets.
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"(={text}) must be a positive whole number")
+    return int(text)
+
+
+def _matching(pattern: re.Pattern[str], rule: str):
+    def check(text: str) -> str:
+        if not pattern.fullmatch(text):
+            raise argparse.ArgumentTypeError(f"(={text}) must {rule}")
+        return text
+
+    return check
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Prints a JobSet, for `kubectl apply -f -`.")
+    name = _matching(_NAME, "be at most 40 lower-case letters, digits and hyphens")
+    plain = _matching(_PLAIN, "be letters, digits and ._/:@- only")
+    parser.add_argument("kind", choices=("tpu", "gpu"))
+    parser.add_argument("--name", type=name, required=True, help="of the JobSet")
+    parser.add_argument("--image", type=plain, required=True, help="built from the Dockerfile")
+    parser.add_argument("--accelerator", type=plain, required=True, help="the nodes' label")
+    parser.add_argument(
+        "--topology",
+        type=_matching(re.compile(r"\d+x\d+(x\d+)?"), "be like 4x4 or 4x4x4"),
+        help="of the slice; TPUs only",
+    )
+    parser.add_argument("--hosts", type=_positive, required=True, help="nodes, each a process")
+    parser.add_argument("--chips", type=_positive, help="chips or GPUs a node; 4 or 8")
+    parser.add_argument("--data-bucket", type=plain, required=True, help="mounted at /mnt/data")
+    parser.add_argument("--service-account", type=plain, default="default")
+    return parser
+
+
+def render(arguments: Sequence[str]) -> str:
+    """The manifest for a command line, as YAML.
+
+    Raises:
+      SystemExit: with status 2, after a sentence on stderr, for options that cannot be used.
+    """
+    parser = _parser()
+    # Split here: argparse would take options of the program for its own.
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:end])
+    program = list(arguments[end + 1 :])
+    if not program:
+        parser.error("arguments of convnext_jax.main must be given after --")
+    if (options.kind == "tpu") != (options.topology is not None):
+        parser.error(f"argument --topology: must {'' if options.kind == 'tpu' else 'not '}be given")
+    values = vars(options) | {"args": json.dumps(program)}
+    if options.chips is None:
+        values["chips"] = 4 if options.kind == "tpu" else 8
+    if options.kind == "tpu":
+        _check_slice(parser, options.topology, options.hosts * values["chips"])
+    template = Path(__file__).with_name(f"jobset-{options.kind}.yaml").read_text()
+    return string.Template(template).substitute(values)
+
+
+def _check_slice(parser: argparse.ArgumentParser, topology: str, chips: int) -> None:
+    size = 1
+    for side in topology.split("x"):
+        size *= int(side)
+    if size != chips:
+        parser.error(f"--hosts times --chips (={chips}) must be the chips of {topology} (={size})")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render(sys.argv[1:]))

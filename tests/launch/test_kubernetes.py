@@ -1,0 +1,209 @@
+"""launch/k8s: the manifests against schemas, what they say about failures, and the container."""
+
+import copy
+import json
+import re
+import shlex
+import sys
+import threading
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from fake_commands import LAUNCH, ROOT, environment, free_port, joined, run
+
+SCHEMA = json.loads((Path(__file__).parent / "jobset_schema.json").read_text())
+RENDER = LAUNCH / "k8s" / "render.py"
+DOCKERFILE = LAUNCH / "k8s" / "Dockerfile"
+PROGRAM = ["--config", "configs/imagenet1k.py:tiny", "--config.model.depths=(1, 1)", 'a "b" $c']
+SHAPES = {
+    "tpu": ("--accelerator=tpu-v5-lite-podslice", "--topology=4x4", "--hosts=4"),
+    "gpu": ("--accelerator=nvidia-h100-80gb", "--hosts=2"),
+}
+COMMON = ("--name=in1k", "--image=registry.example/convnext:1", "--data-bucket=1234")
+# Versions whose schemas the manifests are held against: the oldest with pod failure policies that
+# clouds still run, and the newest there are schemas for.
+VERSIONS = ("1.30", kubernetes_validate.latest_version())
+
+
+def render(kind, *options, program=PROGRAM):
+    """Runs the script with a Python that has no packages."""
+    command = [sys.executable, "-I", "-S", RENDER, kind, *COMMON, *SHAPES[kind], *options]
+    return run([*command, *(["--", *program] if program else [])], env=None)
+
+
+def manifest(kind, *options, program=PROGRAM):
+    result = render(kind, *options, program=program)
+    assert result.returncode == 0, result.stderr
+    return yaml.safe_load(result.stdout)
+
+
+def job_spec(jobset):
+    (job,) = jobset["spec"]["replicatedJobs"]
+    return job["template"]["spec"]
+
+
+def check(jobset, version):
+    """Holds a JobSet against its schema and its job against that of a version of Kubernetes."""
+    jsonschema.validate(jobset, SCHEMA)
+    for job in jobset["spec"]["replicatedJobs"]:
+        whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}}
+        kubernetes_validate.validate(whole | job["template"], version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_manifests_are_valid(kind, version):
+    check(manifest(kind), version)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda jobset: jobset["spec"].update(failurePolicies={}),
+        lambda jobset: jobset["spec"]["failurePolicy"]["rules"][0].pop("action"),
+        lambda jobset: jobset["spec"]["network"].update(enableDNSHostnames="yes"),
+        lambda jobset: job_spec(jobset).update(completions="four"),
+        lambda jobset: job_spec(jobset)["podFailurePolicy"]["rules"][0].pop("action"),
+        lambda jobset: job_spec(jobset)["template"]["spec"].update(nodeSelektor={}),
+        lambda jobset: job_spec(jobset)["template"]["spec"]["containers"][0].update(arg=[]),
+    ],
+)
+def test_the_check_finds_mistakes(change):
+    jobset = copy.deepcopy(manifest("gpu"))
+    change(jobset)
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        check(jobset, VERSIONS[0])
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_what_is_given_arrives(kind):
+    jobset = manifest(kind, "--service-account=trainer")
+    spec = job_spec(jobset)
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    hosts = {"tpu": 4, "gpu": 2}[kind]
+    assert jobset["metadata"]["name"] == "in1k"
+    assert spec["parallelism"] == spec["completions"] == hosts
+    assert container["args"] == PROGRAM
+    assert container["image"] == "registry.example/convnext:1"
+    assert pod["serviceAccountName"] == "trainer"
+    limits = {"tpu": {"google.com/tpu": 4}, "gpu": {"nvidia.com/gpu": 8}}[kind]
+    assert container["resources"]["limits"] == limits
+    (bucket,) = [v["csi"]["volumeAttributes"] for v in pod["volumes"] if "csi" in v]
+    assert bucket["bucketName"] == "1234"  # and not a number
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_1_and_2_are_final_and_everything_else_starts_all_pods_again(kind):
+    jobset = manifest(kind)
+    spec = job_spec(jobset)
+    container = spec["template"]["spec"]["containers"][0]["name"]
+    disrupted, stopped = spec["podFailurePolicy"]["rules"]
+    assert disrupted["action"] == "Count"
+    assert disrupted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert stopped["action"] == "FailJob"
+    exit_codes = {"containerName": container, "operator": "In", "values": [1, 2]}
+    assert stopped["onExitCodes"] == exit_codes
+    # No pod comes back alone, neither by the node (the policy wants it so) nor by the job.
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    assert spec["backoffLimit"] == 0
+    policy = jobset["spec"]["failurePolicy"]
+    (rule,) = policy["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    assert policy["maxRestarts"] >= 10
+
+
+@pytest.mark.parametrize(
+    "kind, options, program, sentence",
+    [
+        ("gpu", (), [], "arguments of convnext_jax.main must be given after --"),
+        ("gpu", ("--topology=4x4",), PROGRAM, "argument --topology: must not be given"),
+        ("tpu", ("--hosts=5",), PROGRAM, "--hosts times --chips (=20) must be the chips of 4x4"),
+        ("tpu", ("--name=In1k",), PROGRAM, "argument --name: (=In1k) must be at most 40"),
+        ("gpu", ("--hosts=0",), PROGRAM, "argument --hosts: (=0) must be a positive whole number"),
+        ("gpu", ('--image=a"b',), PROGRAM, 'argument --image: (=a"b) must be letters'),
+    ],
+)
+def test_options_that_cannot_be_used(kind, options, program, sentence):
+    result = render(kind, *options, program=program)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert not result.stdout
+
+
+def dockerfile():
+    """Instructions of the Dockerfile, with continued lines joined."""
+    text = re.sub(r"\\\n", " ", DOCKERFILE.read_text())
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [line.split(maxsplit=1) for line in lines]
+
+
+def entrypoint():
+    (value,) = [rest for name, rest in dockerfile() if name == "ENTRYPOINT"]
+    return json.loads(value)
+
+
+def test_the_image_copies_what_is_there_and_does_not_run_as_root():
+    instructions = dockerfile()
+    ignored = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text().splitlines()
+    copied = [p for name, rest in instructions if name == "COPY" for p in rest.split()[:-1]]
+    assert copied
+    for path in copied:
+        assert (ROOT / path).exists(), path
+        assert f"!{path}" in ignored, path
+    (user,) = [rest for name, rest in instructions if name == "USER"]
+    for kind in SHAPES:
+        security = job_spec(manifest(kind))["template"]["spec"]["securityContext"]
+        assert str(security["runAsUser"]) == user != "0"
+
+
+@pytest.mark.parametrize(
+    "accelerator, expected", [("tpu", "jax[tpu]"), ("cuda12", "jax[cuda12]"), ("cpu", "jax")]
+)
+def test_the_image_installs_the_accelerators_jax(tmp_path, accelerator, expected):
+    (command,) = [rest for name, rest in dockerfile() if name == "RUN" and "$ACC" in rest]
+    env = environment(tmp_path, [], ACCELERATOR=accelerator)
+    result = run(["sh", "-c", f'pip() {{ printf "%s\\n" "$@"; }}; {command}'], env)
+    assert result.stdout.splitlines() == ["install", "-r", "requirements.txt", expected]
+
+
+def resolve(container, index, port):
+    """The variables of a pod's container, as Kubernetes would set them, with every host here."""
+    variables = {}
+    for variable in container["env"]:
+        value = variable.get("value")
+        if value is None:
+            path = variable["valueFrom"]["fieldRef"]["fieldPath"]
+            assert path == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+            value = str(index)
+        variables[variable["name"]] = value
+    host, _, _ = variables["JAX_COORDINATOR_ADDRESS"].partition(":")
+    assert host == "in1k-worker-0-0.in1k"  # JOBSET-REPLICATEDJOB-0-INDEX.JOBSET
+    return variables | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_PLATFORMS": "cpu"}
+
+
+def test_the_pods_processes_meet(tmp_path):
+    """Runs the image's entry point with each GPU pod's arguments and variables, at once."""
+    (container,) = job_spec(manifest("gpu"))["template"]["spec"]["containers"]
+    port = free_port()
+    results = [None, None]
+
+    def start(index):
+        # A pod's own variables too, by which JAX would look for a cluster by itself.
+        extra = resolve(container, index, port) | {"KUBERNETES_SERVICE_HOST": "192.0.2.1"}
+        env = environment(tmp_path, [["join", "join"]], **extra)
+        command = shlex.join([*entrypoint(), *container["args"]])
+        results[index] = run(["bash", "-c", command], env)
+
+    threads = [threading.Thread(target=start, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [result.returncode for result in results] == [0, 0], results
+    assert joined(tmp_path, 2) == [{"index": i, "seen": [0, 1]} for i in range(2)]
