@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training bench bench-check clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -38,6 +38,15 @@ results-converting: .venv/.test
 # Trains small runs with the whole recipe, and writes what came out into docs/training.md.
 results-training: .venv/.test
 	$(BIN)/python -m benchmarks.training
+
+# Measures the models beside their peers, and writes it into docs/performance.md; wants a quiet
+# machine.
+bench: .venv/.test
+	$(BIN)/python -m benchmarks.models --model convnext_tiny --mode infer,train --batch 8 --dtype float32,bfloat16
+
+# Measures again what the committed files for this kind of device say; fails where a ratio fell.
+bench-check: .venv/.test
+	$(BIN)/python -m benchmarks.check
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
