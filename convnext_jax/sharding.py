@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from convnext_jax import tree
 from convnext_jax.errors import InputError
 
 # The mesh axes. Both split the batch; `fsdp` also splits large parameters.
@@ -89,6 +90,27 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
       A tree of `NamedSharding` of the same structure.
     """
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _fsdp_spec(leaf.shape, mesh)), tree)
+
+
+def overview(tree_of_shapes: Any, shardings: Any) -> str:
+    """A table of how each array of a tree lies on the mesh, one line for each kind of split.
+
+    Args:
+      tree_of_shapes: arrays, or anything with a `shape` and a `size`.
+      shardings: from `parameter_shardings`.
+    """
+    kinds: dict[str, list[tuple[str, int]]] = {}
+    for (name, leaf), sharding in zip(
+        tree.flatten_with_names(tree_of_shapes).items(), jax.tree.leaves(shardings), strict=True
+    ):
+        axes = [axis for axis, part in enumerate(sharding.spec) if part is not None]
+        kind = f"axis {axes[0]} over fsdp" if axes else "whole on each device"
+        kinds.setdefault(kind, []).append((name, leaf.size))
+    return "\n".join(
+        f"{kind}: {len(arrays)} arrays, {sum(size for _, size in arrays)} values,"
+        f" such as {max(arrays, key=lambda array: array[1])[0]}"
+        for kind, arrays in sorted(kinds.items())
+    )
 
 
 def _fsdp_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

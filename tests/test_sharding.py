@@ -52,3 +52,37 @@ def test_batches_are_split_over_both_axes():
     np.testing.assert_array_equal(batch["label"], rows)
     pieces = sorted(batch["label"].addressable_shards, key=lambda s: s.index[0].start)
     assert [s.data.tolist() for s in pieces] == rows.reshape(8, 2).tolist()
+
+
+def test_overview_says_how_many_arrays_lie_how():
+    mesh = sharding.create_mesh(-1, 4)
+    shapes = {
+        name: jax.ShapeDtypeStruct(shape, "float32")
+        for name, shape in {"a": (64, 256), "b": (512, 64), "c": (7,), "d": (256, 128)}.items()
+    }
+    text = sharding.overview(shapes, sharding.parameter_shardings(shapes, mesh))
+    assert text.splitlines() == [
+        "axis 0 over fsdp: 2 arrays, 65536 values, such as b",
+        "axis 1 over fsdp: 1 arrays, 16384 values, such as a",
+        "whole on each device: 1 arrays, 7 values, such as c",
+    ]
+
+
+def test_one_process_holds_all_rows_in_order():
+    # Several processes: tests/e2e, where the batches of one and of four are compared.
+    for fsdp in (1, 4):
+        rows = sharding.rows_of_this_process(sharding.create_mesh(-1, fsdp), 24)
+        assert rows == list(range(24))
+
+
+class TwoHosts:
+    """A sharding of two processes whose devices alternate along the mesh; this is the second."""
+
+    def addressable_devices_indices_map(self, shape):
+        assert shape == (8,)
+        return {"d1": (slice(2, 4, None),), "d3": (slice(6, 8, None),)}
+
+
+def test_rows_follow_the_mesh_rather_than_the_number_of_the_process(monkeypatch):
+    monkeypatch.setattr(sharding, "batch_sharding", lambda mesh: TwoHosts())
+    assert sharding.rows_of_this_process(None, 8) == [2, 3, 6, 7]

@@ -131,6 +131,8 @@ def train(run: Run, workdir: Path, directory: epath.Path, preemption: Preemption
         stack.callback(reporter.close)
         reporter.start(state.params, run.description["config"])
         reporter.line(run.plan)
+        if run.mesh.shape["fsdp"] > 1:
+            reporter.line(sharding.overview(state.params, run.state_shardings.params))
         for line in damaged:
             reporter.line(line)
         if start:
