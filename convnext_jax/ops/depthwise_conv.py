@@ -2,21 +2,29 @@
 
 XLA's grouped convolution is three times ahead of a sum of shifted slices on TPU and 20 to 90 times
 behind it on CPU, so which one runs is decided when the program is lowered for a platform, not by a
-global setting: the same traced program is right for both.
+global setting: the same traced program is right for both. On GPU it is XLA's too, until the kernels
+of `depthwise_gpu.py`, which are proven right but have not been timed, were measured against it.
+
+The environment variable CONVNEXT_JAX_DEPTHWISE, read when this module is imported, chooses
+otherwise: `pallas` is those kernels on NVIDIA GPUs since Ampere, `xla` is XLA's own on every
+platform; `auto`, the default, is as above.
 """
 
-import math
+import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from convnext_jax.errors import InputError
+from convnext_jax.errors import InputError, require_one_of
+from convnext_jax.ops import depthwise_cpu, depthwise_gpu
+
+_VARIABLE = "CONVNEXT_JAX_DEPTHWISE"
+_CHOICE = os.environ.get(_VARIABLE, "auto")
+require_one_of(_VARIABLE, _CHOICE, ("auto", "xla", "pallas"))
 
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
-# The filter gradient on CPU sums the batch in this many independent parts. A batch sharded over a
-# number of devices that divides it is then summed where it lies, without gathering it.
-_BATCH_PARTS = 8
 
 
 def depthwise_conv(x: Array, kernel: Array) -> Array:
@@ -54,7 +62,12 @@ def depthwise_conv(x: Array, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def _depthwise_conv(x: Array, kernel: Array) -> Array:
-    return lax.platform_dependent(x, kernel, cpu=shifted_forward, default=xla_forward)
+    return _choose(
+        (x, kernel),
+        cpu=depthwise_cpu.shifted_forward,
+        cuda=depthwise_gpu.pallas_forward,
+        default=xla_forward,
+    )
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -63,16 +76,36 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    dx = lax.platform_dependent(
-        x, kernel, dy, cpu=shifted_input_gradient, default=xla_input_gradient
+    dx = _choose(
+        (x, kernel, dy),
+        cpu=depthwise_cpu.shifted_input_gradient,
+        cuda=depthwise_gpu.pallas_input_gradient,
+        default=xla_input_gradient,
     )
-    dkernel = lax.platform_dependent(
-        x, kernel, dy, cpu=scanned_filter_gradient, default=xla_filter_gradient
+    dkernel = _choose(
+        (x, kernel, dy),
+        cpu=depthwise_cpu.scanned_filter_gradient,
+        cuda=depthwise_gpu.pallas_filter_gradient,
+        default=xla_filter_gradient,
     )
     return dx, dkernel
 
 
 _depthwise_conv.defvjp(_forward, _backward)
+
+
+def _choose(
+    arguments: tuple[Array, ...], cpu: Callable, cuda: Callable, default: Callable
+) -> Array:
+    """Calls the implementation for the platform that the program will be lowered for."""
+    x, kernel, *_ = arguments
+    if _CHOICE == "xla":
+        return default(*arguments)
+    branches = {"cpu": cpu}
+    # All branches are traced, whatever the platform will be.
+    if _CHOICE == "pallas" and depthwise_gpu.supported(x, kernel):
+        branches["cuda"] = cuda
+    return lax.platform_dependent(*arguments, **branches, default=default)
 
 
 # The implementations are jitted so that blocks of equal shape share one trace.
@@ -101,66 +134,3 @@ def xla_input_gradient(x: Array, kernel: Array, dy: Array) -> Array:
 def xla_filter_gradient(x: Array, kernel: Array, dy: Array) -> Array:
     """Gradient with respect to `kernel` as XLA differentiates the grouped convolution."""
     return jax.linear_transpose(lambda kernel: xla_forward(x, kernel), kernel)(dy)[0]
-
-
-@jax.jit
-def shifted_forward(x: Array, kernel: Array) -> Array:
-    """The convolution as a sum of k * k shifted copies of `x`, each times a weight per channel."""
-    k, (_, height, width, channels) = kernel.shape[0], x.shape
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    padded = _pad(x, k)
-    kernel = kernel.astype(wide)
-    total = jnp.zeros(x.shape, wide)
-    for i in range(k):
-        for j in range(k):
-            shifted = padded[:, i : i + height, j : j + width].astype(wide)
-            total += shifted * kernel[i, j].reshape(1, 1, 1, channels)
-    return total.astype(x.dtype)
-
-
-@jax.jit
-def shifted_input_gradient(x: Array, kernel: Array, dy: Array) -> Array:
-    """Gradient with respect to `x`: the same convolution of `dy` with the filter turned around."""
-    del x
-    return shifted_forward(dy, kernel[::-1, ::-1])
-
-
-@jax.jit
-def scanned_filter_gradient(x: Array, kernel: Array, dy: Array) -> Array:
-    """Gradient with respect to `kernel`, one image row after another.
-
-    The accumulator [k, k, W, C] stays in cache and is summed over W only once, at the end.
-    """
-    k, n = kernel.shape[0], x.shape[0]
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    parts = math.gcd(n, _BATCH_PARTS)
-    padded = _pad(x, k)
-    padded = padded.reshape(parts, n // parts, *padded.shape[1:])
-    dy = dy.reshape(parts, n // parts, *dy.shape[1:])
-    sums = jax.vmap(lambda p, d: _scan_rows(p, d, k, wide))(padded, dy)
-    return sums.sum(0).astype(kernel.dtype)
-
-
-def _scan_rows(padded: Array, dy: Array, k: int, dtype: jnp.dtype) -> Array:
-    """Filter gradient [k, k, 1, C] of images `padded` [N, H+k-1, W+k-1, C], `dy` [N, H, W, C]."""
-    n, height, width, channels = dy.shape
-
-    def add_row(totals: tuple[Array, ...], place: Array) -> tuple[tuple[Array, ...], None]:
-        image, row = place // height, place % height
-        below = lax.dynamic_slice(padded, (image, row, 0, 0), (1, k, padded.shape[2], channels))[
-            0
-        ].astype(dtype)
-        dy_row = lax.dynamic_slice(dy, (image, row, 0, 0), (1, 1, width, channels))[0].astype(dtype)
-        return tuple(
-            total + below[:, j : j + width] * dy_row for j, total in enumerate(totals)
-        ), None
-
-    # One total [k, W, C] per horizontal offset: stacking them inside the loop is 15 times slower.
-    zeros = tuple(jnp.zeros((k, width, channels), dtype) for _ in range(k))
-    totals, _ = lax.scan(add_row, zeros, jnp.arange(n * height))
-    return jnp.stack([total.sum(1) for total in totals], axis=1)[:, :, None]
-
-
-def _pad(x: Array, k: int) -> Array:
-    """Surrounds each image with k // 2 zeros."""
-    return jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))

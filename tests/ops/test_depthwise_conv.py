@@ -8,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from convnext_jax.errors import InputError
 from convnext_jax.ops import depthwise_conv as ops
+from convnext_jax.ops import depthwise_cpu
 from convnext_jax.ops.depthwise_conv import depthwise_conv
 
 # (N, H, W, C, k): one pixel, images smaller than the filter, odd sides, one channel, and batches
@@ -20,7 +21,11 @@ CASES = [
     (16, 8, 8, 3, 7),
 ]
 IMPLEMENTATIONS = {
-    "shifted": (ops.shifted_forward, ops.shifted_input_gradient, ops.scanned_filter_gradient),
+    "shifted": (
+        depthwise_cpu.shifted_forward,
+        depthwise_cpu.shifted_input_gradient,
+        depthwise_cpu.scanned_filter_gradient,
+    ),
     "xla": (ops.xla_forward, ops.xla_input_gradient, ops.xla_filter_gradient),
 }
 
