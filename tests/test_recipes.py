@@ -15,6 +15,7 @@ RUNS = [
     ("digits", None),
     *(("imagenet1k", size) for size in IMAGENET_SIZES),
     *(("imagenet1k_isotropic", size) for size in ("small", "base", "large")),
+    *(("imagenet22k", size) for size in ("base", "large", "xlarge")),
     *(("finetune_1k", run) for run in ("base_384", "large_384")),
     *(
         ("finetune_22k_1k", f"{size}_{resolution}")
@@ -57,6 +58,10 @@ TABLE = {
     "imagenet1k_isotropic": (
         {"small": 0.1, "base": 0.2, "large": 0.5},
         (300, 50, 4096, 4e-3, 0.05, 1, 1, (0.8, 1.0), 0.9999, None),
+    ),
+    "imagenet22k": (
+        {"base": 0.1, "large": 0.1, "xlarge": 0.2},
+        (90, 5, 4096, 4e-3, 0.05, 1, 1, (0.8, 1.0), 0, None),
     ),
     "finetune_1k": (
         {"base_384": 0.8, "large_384": 0.95},

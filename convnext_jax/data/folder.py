@@ -4,6 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from convnext_jax.data.decode import decode
 from convnext_jax.errors import InputError, did_you_mean
 
 # What a config calls such a dataset; its root is `data.dir`.
@@ -77,12 +78,7 @@ class FolderSource:
           InputError: the image cannot be decoded.
         """
         file, label = self._files[index]
-        try:
-            with Image.open(file) as image:
-                return image.convert("RGB"), label
-        except Exception as error:  # PIL's readers raise nearly anything on damaged data.
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(f"the image {file} cannot be decoded: {reason}") from error
+        return decode(file, file), label
 
     def __str__(self) -> str:
         """Dataset and split, as messages name them."""

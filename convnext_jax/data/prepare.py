@@ -2,7 +2,7 @@
 
     python -m convnext_jax.data.prepare imagenet2012 --manual_dir=/downloads --data_dir=/data/tfds
 
-Any classification dataset of TFDS, and our `digits`. TFDS writes into a directory
+Any classification dataset of TFDS, and our `digits` and `imagenet22k`. TFDS writes into a directory
 `incomplete.*` and renames it at the end, so a run that is killed leaves nothing that can be read.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from convnext_jax.data import sources
+from convnext_jax.data import imagenet22k, sources
 from convnext_jax.errors import InputError
 
 _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
@@ -80,6 +80,8 @@ def prepare(
         builder = _builder(name, data_dir)
         try:
             builder.download_and_prepare(file_format=_ARRAY_RECORD, download_config=config)
+        except InputError:  # of our own datasets, which is clear as it is
+            raise
         except Exception as error:  # whatever a dataset's own code raises
             raise InputError(
                 f"dataset `{name}` cannot be prepared in {builder.data_dir}:"
@@ -115,6 +117,8 @@ def _check_archives(name: str, builder: tfds.core.DatasetBuilder, manual_dir: st
                 f" {' and '.join(_IMAGENET_ARCHIVES)}; missing: {', '.join(missing)}; download"
                 f" them from https://image-net.org/download-images (an account is needed)"
             )
+    elif sources.base_name(name) == imagenet22k.NAME:
+        imagenet22k.find(manual_dir)
     elif manual_dir is None:
         instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
         raise InputError(f"dataset `{name}` needs `--manual_dir`: {instructions}")

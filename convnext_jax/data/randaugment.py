@@ -16,10 +16,11 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from convnext_jax.constants import IMAGENET_MEAN
+from convnext_jax.data import resample
 from convnext_jax.errors import InputError
 
 # What rotating, shearing and translating puts where the image has no pixels: (124, 116, 104).
-FILL = tuple(round(255 * mean) for mean in IMAGENET_MEAN)
+FILL: tuple[int, ...] = tuple(round(255 * mean) for mean in IMAGENET_MEAN)
 # The magnitude at which arguments reach the end of their ranges.
 _SCALE = 10
 # A deviation above this stands for a uniform magnitude, as for timm.
@@ -48,14 +49,12 @@ class Draw(NamedTuple):
 
 
 def _rotate(image: Image.Image, degrees: float) -> Image.Image:
-    return image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=FILL)
+    return resample.rotate(image, degrees, FILL)
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
     """Takes the pixel at (x, y) from (a x + b y + c, d x + e y + f) of `image`."""
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL
-    )
+    return resample.affine(image, matrix, FILL)
 
 
 def _posterize(image: Image.Image, bits: float) -> Image.Image:

@@ -4,7 +4,6 @@ Reading goes through `tfds.data_source` over array_record files and does not imp
 images are decoded here, with PIL.
 """
 
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core import constants, read_only_builder
 
-from convnext_jax.data import digits, folder
+from convnext_jax.data import digits, folder, imagenet22k
+from convnext_jax.data.decode import decode, one_line
 from convnext_jax.data.folder import FolderSource
 from convnext_jax.errors import InputError, did_you_mean
 
@@ -99,15 +99,8 @@ class Source:
                 f"record {index} of {self}{self._file_name(record)} has label {label}, which must"
                 f" be in 0..{self.num_classes - 1}"
             )
-        try:
-            # No `draft` mode, fast as it is: its pixels are others than torchvision's.
-            with Image.open(io.BytesIO(record[self._image_key])) as image:
-                return image.convert("RGB"), label
-        except Exception as error:  # PIL's readers raise nearly anything on damaged data.
-            raise InputError(
-                f"the image in record {index} of {self}{self._file_name(record)} cannot be"
-                f" decoded: {one_line(error)}"
-            ) from error
+        name = f"in record {index} of {self}{self._file_name(record)}"
+        return decode(record[self._image_key], name), label
 
     def __str__(self) -> str:
         """Dataset and split, as messages name them."""
@@ -179,9 +172,8 @@ def find_prepared(
 
 def check_known(name: str) -> None:
     """Raises InputError with the closest names if TFDS does not know `name`."""
-    # The digits are among them: their class registers itself. Community datasets are not, as their
-    # list would be fetched over the network.
-    known = tfds.list_builders(with_community_datasets=False)
+    # Without community datasets, whose list would be fetched over the network.
+    known = {*tfds.list_builders(with_community_datasets=False), digits.NAME, imagenet22k.NAME}
     base = base_name(name)
     if base in known:
         return
@@ -242,8 +234,3 @@ def _top_features(info: tfds.core.DatasetInfo) -> dict[str, Any]:
     return (
         dict(sorted(features.items())) if isinstance(features, tfds.features.FeaturesDict) else {}
     )
-
-
-def one_line(error: BaseException) -> str:
-    """Type and message of an error, on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from convnext_jax.data import randaugment
+from convnext_jax.data import randaugment, resample
 from convnext_jax.errors import InputError
 
 # From this size on the reference evaluates the whole image, warped, instead of a centre crop.
@@ -74,13 +74,9 @@ def draw_resized_crop_box(
 
 
 def crop_and_resize(image: Image.Image, box: Box, size: int) -> Image.Image:
-    """Cuts `box` out of `image` and resizes it to (size, size), bicubic with antialiasing.
-
-    Cut first: `Image.resize(box=...)` would let pixels from outside the box into its border.
-    """
+    """Cuts `box` out of `image` and resizes it to (size, size), bicubic with antialiasing."""
     top, left, height, width = box
-    cut = image.crop((left, top, left + width, top + height))
-    return cut.resize((size, size), Image.Resampling.BICUBIC)
+    return resample.resize(image, (size, size), box=(left, top, left + width, top + height))
 
 
 def draw_padded_crop_offset(rng: np.random.Generator, padding: int) -> tuple[int, int]:
@@ -102,19 +98,15 @@ def padded_crop(image: Image.Image, offset: tuple[int, int], padding: int) -> Im
     return image.crop((left, top, left + image.width, top + image.height))
 
 
-def resize_shorter_side(
-    image: Image.Image, size: int, interpolation: Image.Resampling = Image.Resampling.BICUBIC
-) -> Image.Image:
-    """Resizes so that the shorter side is `size`; the longer one is rounded down."""
-    if image.width <= image.height:
-        new = (size, int(size * image.height / image.width))
-    else:
-        new = (int(size * image.width / image.height), size)
-    return image.resize(new, interpolation)
+def shorter_side_to(side: int, width: int, height: int) -> tuple[int, int]:
+    """(width, height) after resizing so that the shorter one is `side`; the longer is cut off."""
+    if width <= height:
+        return side, int(side * height / width)
+    return int(side * width / height), side
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Cuts (size, size) from the centre; a smaller image is first padded with black.
+def center_corners(width: int, height: int, size: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the square of `size` in the centre; it may be outside.
 
     Source: torchvision's `center_crop`, whose offsets round halves to the even pixel and whose
     padding puts the odd pixel to the right and below.
@@ -123,8 +115,14 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     def start(length: int) -> int:
         return -((size - length) // 2) if length < size else round((length - size) / 2)
 
-    left, top = start(image.width), start(image.height)
-    return image.crop((left, top, left + size, top + size))
+    left, top = start(width), start(height)
+    return left, top, left + size, top + size
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Cuts (size, size) from the centre; a smaller image is first padded with black."""
+    # PIL's crop fills what lies outside the image with black.
+    return image.crop(center_corners(image.width, image.height, size))
 
 
 def to_uint8(image: Image.Image) -> np.ndarray:
@@ -191,7 +189,7 @@ class TrainTransform:
             image = crop_and_resize(image, box, size)
         else:
             if image.size != (size, size):
-                image = image.resize((size, size), Image.Resampling.BICUBIC)
+                image = resample.resize(image, (size, size))
             image = padded_crop(image, draw_padded_crop_offset(rng, self.padding), self.padding)
         if rng.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -237,13 +235,17 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Transforms an RGB image into uint8 [image_size, image_size, 3] in 0..255."""
-        size, interpolation = self.image_size, INTERPOLATIONS[self.interpolation]
+        size = self.image_size
         if self.crop_mode is None and size >= WARP_FROM_SIZE:
-            return to_uint8(image.resize((size, size), interpolation))
-        side = int(size / self.crop_fraction)
-        if self.crop_mode == "squash":
-            return to_uint8(center_crop(image.resize((side, side), interpolation), size))
-        return to_uint8(center_crop(resize_shorter_side(image, side, interpolation), size))
+            new = (size, size)
+        else:
+            side = int(size / self.crop_fraction)
+            squash = self.crop_mode == "squash"
+            new = (side, side) if squash else shorter_side_to(side, image.width, image.height)
+        part = center_corners(*new, size)
+        if self.interpolation == "bicubic":
+            return to_uint8(resample.resize(image, new, part=part))
+        return to_uint8(image.resize(new, INTERPOLATIONS[self.interpolation]).crop(part))
 
 
 def _check_size(image_size: int) -> None:
