@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training bench bench-check clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training results-input bench bench-check clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -38,6 +38,10 @@ results-converting: .venv/.test
 # Trains small runs with the whole recipe, and writes what came out into docs/training.md.
 results-training: .venv/.test
 	$(BIN)/python -m benchmarks.training
+
+# Measures the input pipeline beside timm's, and writes it into docs/performance.md.
+results-input: .venv/.test
+	$(BIN)/python -m benchmarks.input
 
 # Measures the models beside their peers, and writes it into docs/performance.md; wants a quiet
 # machine.
