@@ -30,6 +30,7 @@ _PATIENCE_SECONDS = 5
 # How long the slowest process may compile after the fastest.
 _COMPILING_MS = 30 * 60 * 1000
 _barriers = itertools.count()
+_ending = threading.Lock()
 
 
 def join() -> None:
@@ -204,6 +205,7 @@ def _await_failure(seconds: float = 10**6) -> None:
 
 
 def _end(message: str, status: int) -> None:
+    _ending.acquire()  # for good: of two threads that come here one speaks
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     with contextlib.suppress(Exception):

@@ -2,9 +2,15 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,3 +59,74 @@ def records(workdir):
 def losses(workdir):
     """Training loss by step."""
     return {r["step"]: r["loss"] for r in records(workdir) if "loss" in r}
+
+
+def start_processes(workdir, env, count, *overrides, devices=1, **kwargs):
+    """Starts one run as `count` processes of `devices` virtual devices each."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return [
+        subprocess.Popen(
+            train_command(workdir, *overrides, **kwargs),
+            env=env
+            | {
+                "XLA_FLAGS": flags,
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(index),
+            },
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def end_of(processes, timeout=300):
+    """Waits for processes; returns (status, stdout, stderr) of each."""
+    deadline = time.monotonic() + timeout
+    try:
+        ends = [p.communicate(timeout=max(deadline - time.monotonic(), 1)) for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *end) for p, end in zip(processes, ends, strict=True)]
+
+
+def last_step(workdir):
+    """The last step that a run has recorded; 0 before the first."""
+    try:
+        return records(workdir)[-1]["step"]
+    except (FileNotFoundError, IndexError, ValueError):  # not begun, or a line half written
+        return 0
+
+
+def wait_for(processes, condition, timeout=300):
+    """Waits until `condition()` holds; fails with their output if a process ends before."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline or any(p.poll() is not None for p in processes):
+            raise AssertionError(end_of(processes, timeout=20))
+        time.sleep(0.0005)
+
+
+def arrays(workdir, step):
+    """Everything that a checkpoint holds, read without the project's code."""
+    found = {}
+    for item in ("params", "ema", "optimizer"):
+        tree = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / item)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return found
+
+
+def assert_identical(workdir, expected, step):
+    """Checks that two runs ended with the same bits."""
+    found, wanted = arrays(workdir, step), arrays(expected, step)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)

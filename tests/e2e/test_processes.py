@@ -1,0 +1,121 @@
+"""Several processes are one run: the same numbers, one end, and one place to stop."""
+
+import signal
+
+import numpy as np
+import pytest
+from e2e import commands
+
+STEPS = 30
+OVERRIDES = (
+    *commands.TINY,
+    f"--config.num_steps={STEPS}",
+    "--config.log_every_steps=1",
+    "--config.log_batch_hashes=True",
+    "--config.checkpoint.every_steps=8",
+)
+
+
+def hashes(workdir):
+    return {r["step"]: r["batch_hash"] for r in commands.records(workdir) if "loss" in r}
+
+
+def assert_same_run(workdir, expected):
+    assert hashes(workdir) == hashes(expected)
+    found, wanted = commands.losses(workdir), commands.losses(expected)
+    assert found.keys() == wanted.keys() == set(range(1, STEPS + 1))
+    # The reasons are in test_devices.py: only the order of sums differs, and AdamW amplifies that.
+    np.testing.assert_allclose(list(found.values())[:5], list(wanted.values())[:5], rtol=2e-6)
+    np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-4)
+    for name in ("top1", "top5", "num_examples"):
+        key = f"eval_params_{name}"
+        assert commands.records(workdir)[-1][key] == commands.records(expected)[-1][key]
+
+
+def train(workdir, env, count, *overrides, devices=1):
+    processes = commands.start_processes(
+        workdir, env, count, *OVERRIDES, *overrides, devices=devices
+    )
+    ends = commands.end_of(processes)
+    assert [status for status, *_ in ends] == [0] * count, ends
+    return ends
+
+
+@pytest.fixture(scope="module")
+def one_process(folders, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one")
+    commands.train(workdir, commands.environment(*folders, devices=4), *OVERRIDES)
+    assert len(set(hashes(workdir).values())) == STEPS  # they tell batches apart
+    return workdir
+
+
+@pytest.mark.parametrize("count, devices, fsdp", [(2, 2, 1), (4, 1, 2)])
+def test_processes_give_the_run_of_one(count, devices, fsdp, one_process, env, tmp_path):
+    ends = train(tmp_path, env, count, f"--config.mesh.fsdp={fsdp}", devices=devices)
+    assert_same_run(tmp_path, one_process)
+    assert f"{count} process(es)" in ends[0][1]
+    assert ("over fsdp" in ends[0][1]) == (fsdp > 1)
+    for _, printed, _ in ends[1:]:
+        assert "step" not in printed  # only the first reports
+
+
+@pytest.mark.parametrize("later, devices", [(1, 4), (4, 1)])
+def test_a_preempted_run_goes_on_with_another_number_of_processes(
+    later, devices, one_process, env, tmp_path
+):
+    processes = commands.start_processes(tmp_path, env, 2, *OVERRIDES, devices=2)
+    commands.wait_for(processes, lambda: commands.last_step(tmp_path) >= 10)
+    processes[1].send_signal(signal.SIGTERM)  # one is told, both leave
+    ends = commands.end_of(processes)
+    assert [status for status, *_ in ends] == [75, 75], ends
+    for _, _, errors in ends:
+        assert "preempted after step" in errors and "goes on from there" in errors
+    ends = train(tmp_path, env, later, devices=devices)
+    assert "resuming after step" in ends[0][1]
+    assert_same_run(tmp_path, one_process)
+
+
+def test_an_error_in_one_process_ends_all_with_its_sentence(env, tmp_path):
+    images = tmp_path / "images"
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    for row in range(80):
+        folder = images / ("val" if row % 5 == 0 else "train") / str(labels[row] % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels[row].reshape(8, 8) * 15).astype(np.uint8)).save(
+            folder / f"{row}.png"
+        )
+    broken = sorted((images / "train").glob("*/*.png"))[5]
+    broken.write_bytes(broken.read_bytes()[:60])
+    processes = commands.start_processes(
+        tmp_path / "run",
+        env,
+        2,
+        *commands.TINY,
+        "--config.data.name=folder",
+        f"--config.data.dir={images}",
+        "--config.data.train_split=train",
+        "--config.data.eval_split=val",
+        "--config.data.global_batch=16",
+        "--config.num_epochs=30",
+        "--config.eval_every_epochs=10",
+    )
+    ends = commands.end_of(processes, timeout=120)
+    assert [status for status, *_ in ends] == [2, 2], ends
+    sentences = [
+        [line for line in errors.splitlines() if line.startswith("error: ")]
+        for _, _, errors in ends
+    ]
+    assert all(len(lines) == 1 and broken.name in lines[0] for lines in sentences), sentences
+    # One read the image; the other says who did.
+    assert sum("error: process " in lines[0] for lines in sentences) == 1, sentences
+
+
+def test_variables_that_are_incomplete_are_one_sentence(env, tmp_path):
+    result = commands.run(
+        commands.train_command(tmp_path / "run"), env | {"JAX_NUM_PROCESSES": "2"}
+    )
+    assert result.returncode == 2
+    assert "missing: JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID" in result.stderr
