@@ -231,16 +231,13 @@ def restore(directory: epath.PathLike, step: int, abstract: Mapping[str, Any]) -
         metadata = manager.item_metadata(step)
         for name in sorted(abstract, key=ARRAYS.index):
             if metadata.get(name) is None:
-                raise InputError(
-                    f"the checkpoint {folder} has no `{name}`"
-                )
+                raise InputError(f"the checkpoint {folder} has no `{name}`")
             difference = tree.first_difference(
                 tree.flatten_with_names(metadata[name]), tree.flatten_with_names(abstract[name])
             )
             if difference is not None:
                 raise InputError(
-                    f"the checkpoint {folder} belongs to another model:"
-                    f" in `{name}`, {difference}"
+                    f"the checkpoint {folder} belongs to another model: in `{name}`, {difference}"
                 )
         items = {name: ocp.args.StandardRestore(value) for name, value in abstract.items()}
         return dict(manager.restore(step, args=ocp.args.Composite(**items)))
