@@ -59,7 +59,7 @@ def first_damage(folder: epath.Path) -> str | None:
     return None if lines else f"{CHECKSUMS} is empty"
 
 
-def set_damaged_aside(directory: epath.Path, *, stop: bool) -> list[str]:
+def set_damaged_aside(directory: epath.PathLike, *, stop: bool) -> list[str]:
     """Makes the newest step one that is whole, on all processes.
 
     Damaged steps newer than it are moved to `damaged/` beside the directory.
@@ -74,7 +74,8 @@ def set_damaged_aside(directory: epath.Path, *, stop: bool) -> list[str]:
     Raises:
       RunError: a step is damaged, and `stop` is set or no other one is there.
     """
-    moved = []
+    moved: list[str] = []
+    directory = epath.Path(directory)
     if processes.is_first():
         for step in reversed(completed_steps(directory)):
             damage = first_damage(directory / str(step))

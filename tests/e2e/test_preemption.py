@@ -1,0 +1,109 @@
+"""A run that is told to go, or whose newest checkpoint is damaged, ends as if nothing had been."""
+
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+from e2e import commands
+
+STEPS = 24
+EVALUATED = 13
+OVERRIDES = (
+    *commands.TINY,
+    f"--config.num_steps={STEPS}",
+    "--config.log_every_steps=1",
+    "--config.checkpoint.every_steps=5",
+    "--config.eval_every_epochs=0.6",  # 13 steps
+)
+
+
+@pytest.fixture(scope="module")
+def whole(folders, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    commands.train(workdir, commands.environment(*folders), *OVERRIDES)
+    return workdir
+
+
+def told_to_go(workdir, env, moment, *overrides):
+    """Sends SIGTERM to all processes of a run at a moment; returns its status and stderr."""
+    process = subprocess.Popen(
+        commands.train_command(workdir, *OVERRIDES, *overrides),
+        env=env,
+        cwd=commands.ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    commands.wait_for([process], moment)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+def finish(workdir, env, whole, *overrides):
+    result = commands.train(workdir, env, *OVERRIDES, *overrides)
+    commands.assert_identical(workdir, whole, STEPS)
+    assert commands.losses(workdir) == commands.losses(whole)
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    "overrides", [(), ("--config.data.workers=1",)], ids=["threads", "worker process"]
+)
+def test_sigterm_between_steps(overrides, whole, env, tmp_path):
+    status, errors = told_to_go(
+        tmp_path, env, lambda: commands.last_step(tmp_path) >= 3, *overrides
+    )
+    assert status == 75, errors
+    (line,) = (line for line in errors.splitlines() if line.startswith("preempted after step"))
+    step = int(line.split()[3])
+    assert f"of {STEPS}, which is saved; the same command goes on from there" in line
+    assert f"resuming after step {step} of {STEPS}" in finish(tmp_path, env, whole, *overrides)
+
+
+def test_sigterm_at_an_evaluation(whole, env, tmp_path):
+    # The step before it is recorded when the evaluation begins.
+    status, errors = told_to_go(tmp_path, env, lambda: commands.last_step(tmp_path) >= EVALUATED)
+    assert status == 75, errors
+    finish(tmp_path, env, whole)
+    evaluated = [
+        [(r["step"], r["eval_ema_top1"]) for r in commands.records(run) if "eval_ema_top1" in r]
+        for run in (tmp_path, whole)
+    ]
+    assert evaluated[0] == evaluated[1]
+    assert [step for step, _ in evaluated[0]] == [EVALUATED, STEPS]
+
+
+def damaged_copy(whole, workdir):
+    """A copy of a run, whose last checkpoint has one other bit; as before its end."""
+    shutil.copytree(whole, workdir)
+    (workdir / "summary.json").unlink()
+    files = [p for p in (workdir / "checkpoints" / str(STEPS) / "ema").rglob("*") if p.is_file()]
+    path = max(files, key=lambda p: p.stat().st_size)
+    values = bytearray(path.read_bytes())
+    values[len(values) // 2] ^= 1
+    path.write_bytes(values)
+    return path.name
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole, env, tmp_path):
+    name = damaged_copy(whole, tmp_path / "run")
+    printed = finish(tmp_path / "run", env, whole)
+    (line,) = (line for line in printed.splitlines() if "is damaged" in line)
+    assert f"step {STEPS}" in line and name in line
+    assert "resuming after step 20" in printed
+    assert (tmp_path / "run" / "damaged" / str(STEPS)).is_dir()
+
+
+def test_a_damaged_checkpoint_may_end_the_run(whole, env, tmp_path):
+    name = damaged_copy(whole, tmp_path / "run")
+    command = commands.train_command(
+        tmp_path / "run", *OVERRIDES, "--config.checkpoint.on_damage=stop"
+    )
+    result = commands.run(command, env)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert name in line and "`checkpoint.on_damage` (=stop)" in line
