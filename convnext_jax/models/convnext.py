@@ -52,9 +52,9 @@ class Block(nnx.Module):
         """Draws the initial parameters."""
         self.dwconv = layers.DepthwiseConv(dim, kernel_size, dtype, rngs)
         self.norm = layers.NORMS[norm](dim, norm_eps, dtype, rngs)
-        self.pwconv1 = layers.linear(dim, 4 * dim, dtype, rngs)
+        self.pwconv1 = layers.Linear(dim, 4 * dim, dtype, rngs)
         self.grn = layers.GlobalResponseNorm(4 * dim, dtype) if grn else None
-        self.pwconv2 = layers.linear(4 * dim, dim, dtype, rngs)
+        self.pwconv2 = layers.Linear(4 * dim, dim, dtype, rngs)
         self.gamma = (
             nnx.Param(jnp.full((dim,), layer_scale_init, jnp.float32)) if layer_scale_init else None
         )
@@ -191,7 +191,7 @@ class ConvNeXt(nnx.Module):
                 downsample_layers.append(nnx.List([*convs, stem_norm]))
             else:
                 stage_norm = make_norm(dims[stage - 1], norm_eps, self.dtype, rngs)
-                conv = layers.patchify(dims[stage - 1], dim, 2, self.dtype, rngs)
+                conv = layers.PatchConv(dims[stage - 1], dim, 2, self.dtype, rngs)
                 downsample_layers.append(nnx.List([stage_norm, conv]))
             first = sum(depths[:stage])
             blocks = [
@@ -218,7 +218,7 @@ class ConvNeXt(nnx.Module):
         self.norm = None if head_norm_first else final_norm
         width = dims[-1] if head_hidden_size is None else head_hidden_size
         self.pre_logits = (
-            None if head_hidden_size is None else layers.linear(dims[-1], width, jnp.float32, rngs)
+            None if head_hidden_size is None else layers.Linear(dims[-1], width, jnp.float32, rngs)
         )
         self.head = layers.head(width, num_classes, head_init_scale, rngs)
 

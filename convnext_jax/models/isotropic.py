@@ -59,7 +59,7 @@ class ConvNeXtIsotropic(nnx.Module):
 
         (depth,), (dim,) = depths, dims
         rates = layers.drop_path_rates(drop_path, depth)
-        self.stem = layers.patchify(in_channels, dim, 16, self.dtype, rngs)
+        self.stem = layers.PatchConv(in_channels, dim, 16, self.dtype, rngs)
         self.blocks = nnx.List(
             [
                 Block(
@@ -75,7 +75,7 @@ class ConvNeXtIsotropic(nnx.Module):
                 for index in range(depth)
             ]
         )
-        self.norm = layers.layer_norm(dim, norm_eps, jnp.float32, rngs)
+        self.norm = layers.LayerNorm(dim, norm_eps, jnp.float32, rngs)
         self.head = layers.head(dim, num_classes, head_init_scale, rngs)
 
     def features(self, images: Array, key: Array | None = None) -> list[Array]:

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,12 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from convnext_jax.ops.dense import dense
 from convnext_jax.ops.depthwise_conv import depthwise_conv
+from convnext_jax.ops.fence import fence
+from convnext_jax.ops.gelu import gelu
+from convnext_jax.ops.layer_norm import layer_norm
+from convnext_jax.ops.patch_conv import patch_conv
 
 # The reference truncates a normal distribution of standard deviation 0.02 at the absolute values
 # -2 and 2, a hundred standard deviations away: it is a plain normal distribution. (Do not truncate
@@ -20,57 +24,91 @@ kernel_init = nnx.initializers.normal(stddev=0.02)
 
 # `gelu` is the exact one of the paper, with erf. The others occur in timm's smallest test models.
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
 }
 
 
-def patchify(
-    features_in: int, features_out: int, size: int, dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.Conv:
+class PatchConv(nnx.Conv):
     """A convolution whose stride is its kernel size; what does not fill a patch is cut off.
 
     Maps [N, H, W, features_in] to [N, H // size, W // size, features_out].
+
+    Args:
+      features_in: number of input channels.
+      features_out: number of output channels.
+      size: side of a patch.
+      dtype: dtype of computation and result; parameters are float32.
+      rngs: its `params` stream draws the kernel.
     """
-    return nnx.Conv(
-        features_in,
-        features_out,
-        (size, size),
-        strides=size,
-        padding="VALID",
-        dtype=dtype,
-        kernel_init=kernel_init,
-        rngs=rngs,
-    )
+
+    def __init__(
+        self, features_in: int, features_out: int, size: int, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        """Draws the initial parameters."""
+        super().__init__(
+            features_in,
+            features_out,
+            (size, size),
+            strides=size,
+            padding="VALID",
+            dtype=dtype,
+            kernel_init=kernel_init,
+            rngs=rngs,
+        )
+
+    def __call__(self, inputs: Array, out_sharding=None) -> Array:
+        """Convolves `inputs` [N, H, W, features_in]."""
+        assert out_sharding is None, "shardings are left to the compiler"
+        y = patch_conv(inputs.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y if self.bias is None else y + per_channel(self.bias[...], y.dtype)
 
 
-def linear(features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
-    """A dense layer over the last axis, with the reference's initialisation."""
-    return nnx.Linear(features_in, features_out, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+class Linear(nnx.Linear):
+    """A dense layer over the last axis, [..., features_in] to [..., features_out].
+
+    Args:
+      features_in: number of input features.
+      features_out: number of output features.
+      dtype: dtype of computation and result; parameters are float32.
+      rngs: its `params` stream draws the kernel.
+    """
+
+    def __init__(self, features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs):
+        """Draws the initial parameters."""
+        super().__init__(features_in, features_out, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+
+    def __call__(self, inputs: Array, out_sharding=None) -> Array:
+        """Multiplies `inputs` [..., features_in] by the kernel and adds the bias."""
+        assert out_sharding is None, "shardings are left to the compiler"
+        y = dense(inputs.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        if self.bias is None:
+            return y
+        return y + self.bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
-# One function for all layers, not a lambda for each: modules built alike must compare equal, or
-# each would be traced and compiled anew.
-def _as_they_are(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
-    return arrays
-
-
-def layer_norm(features: int, eps: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+class LayerNorm(nnx.LayerNorm):
     """Layer normalisation over the last axis as PyTorch computes it.
 
-    The variance is the mean of squared deviations (Flax's default, the difference of two means,
-    loses digits). Statistics, scale and bias are float32 whatever `dtype`, the result's dtype, is.
+    Statistics, scale and bias are float32 whatever `dtype`, the result's dtype, is.
+
+    Args:
+      features: number of channels C.
+      eps: added to the variance.
+      dtype: dtype of the result.
+      rngs: not used by the initial values, which are 1 and 0.
     """
-    return nnx.LayerNorm(
-        features,
-        epsilon=eps,
-        dtype=dtype,
-        use_fast_variance=False,
-        # By default the scale and bias are rounded to `dtype` before they are used.
-        promote_dtype=_as_they_are,
-        rngs=rngs,
-    )
+
+    def __init__(self, features: int, eps: float, dtype: DTypeLike, rngs: nnx.Rngs):
+        """Sets the scale to 1 and the bias to 0."""
+        super().__init__(features, epsilon=eps, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        """Normalises `x` [..., C]; no position can be masked."""
+        assert mask is None and self.scale is not None and self.bias is not None
+        y = layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+        return y.astype(self.dtype)
 
 
 class SimpleNorm(nnx.Module):
@@ -84,7 +122,7 @@ class SimpleNorm(nnx.Module):
       features: number of channels C, at least 2.
       eps: added to the variance.
       dtype: dtype of the result.
-      rngs: not used; here for the signature of `layer_norm`.
+      rngs: not used; here for the signature of `LayerNorm`.
     """
 
     def __init__(self, features: int, eps: float, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -95,7 +133,7 @@ class SimpleNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Normalises `x` [..., C]."""
-        x = x.astype(jnp.float32)
+        x = fence(x).astype(jnp.float32)
         variance = x.var(axis=-1, keepdims=True, ddof=1)
         scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
         return (x * jax.lax.rsqrt(variance + self.epsilon) * scale).astype(self.dtype)
@@ -104,7 +142,7 @@ class SimpleNorm(nnx.Module):
 Norm = nnx.LayerNorm | SimpleNorm
 
 NORMS: Mapping[str, Callable[[int, float, DTypeLike, nnx.Rngs], Norm]] = {
-    "layer_norm": layer_norm,
+    "layer_norm": LayerNorm,
     "simple_norm": SimpleNorm,
 }
 
@@ -130,7 +168,7 @@ class GlobalResponseNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Maps `x` [N, H, W, C] to the same shape."""
-        x = x.astype(jnp.float32)
+        x = fence(x).astype(jnp.float32)
         squares = jnp.sum(x * x, axis=(1, 2), keepdims=True)
         # A channel that is 0 all over has the norm 0 and, as in PyTorch, the gradient 0: a plain
         # square root would give it an infinite slope, and the model a NaN.
@@ -203,7 +241,7 @@ def head(features: int, num_classes: int, scale: float, rngs: nnx.Rngs) -> nnx.L
     """
     if num_classes == 0:
         return None
-    layer = linear(features, num_classes, jnp.float32, rngs)
+    layer = Linear(features, num_classes, jnp.float32, rngs)
     layer.kernel[...] *= scale
     return layer  # The bias is 0, and so is its multiple.
 
@@ -228,7 +266,7 @@ def pool_and_classify(
     Returns:
       float32 [N, num_classes]; without a classifier [N, C], or the width of `pre_logits`.
     """
-    x = x.astype(jnp.float32)
+    x = fence(x).astype(jnp.float32)
     x = x if norm_pre is None else norm_pre(x)
     x = x.mean(axis=(1, 2))
     x = x if norm is None else norm(x)

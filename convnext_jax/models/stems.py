@@ -54,7 +54,7 @@ def _patch(
     channels: int, dim: int, activation: str, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> list[nnx.Conv]:
     """The paper's stem: non-overlapping 4x4 patches."""
-    return [layers.patchify(channels, dim, 4, dtype, rngs)]
+    return [layers.PatchConv(channels, dim, 4, dtype, rngs)]
 
 
 def _overlap(

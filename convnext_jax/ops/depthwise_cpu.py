@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from convnext_jax.ops.fence import fence
+
 # The filter gradient sums the batch in this many independent parts. A batch sharded over a number
 # of devices that divides it is then summed where it lies, without gathering it.
 _BATCH_PARTS = 8
@@ -51,44 +53,63 @@ def scanned_filter_gradient(x: Array, kernel: Array, dy: Array) -> Array:
     loop on one core, but loops that do not depend on each other at the same time: there is one for
     each group of channels.
     """
-    channels = x.shape[-1]
-    group = -(-channels // (_CHANNEL_GROUPS * _LANES)) * _LANES
-    groups = (slice(start, start + group) for start in range(0, channels, group))
-    sums = [_sum_rows(x[..., c], dy[..., c], kernel.shape[0]) for c in groups]
-    return jnp.concatenate(sums, axis=-1).astype(kernel.dtype)
-
-
-def _sum_rows(x: Array, dy: Array, k: int) -> Array:
-    """Filter gradient [k, k, 1, C] from `x` and `dy` [N, H, W, C], summed in float32 or wider."""
-    n, height, width, channels = dy.shape
+    k, (n, height, width, channels) = kernel.shape[0], dy.shape
     parts = math.gcd(n, _BATCH_PARTS)
     rows = min(height, _ROWS)
     bands = -(-height // rows)
     segment = -(-width // _SEGMENTS)
-    # Zeros fill the last band and the last segment: they add nothing.
+    # Zeros fill the last band and the last segment: they add nothing. `x` is fenced so that the
+    # forward pass does not keep its padded copy for this one.
     more = ((0, 0), (0, bands * rows - height), (0, _SEGMENTS * segment - width), (0, 0))
-    padded, dy = jnp.pad(_pad(x, k), more), jnp.pad(dy, more)
-    padded, dy = (a.reshape(parts, n // parts, *a.shape[1:]) for a in (padded, dy))
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    padded, dy = jnp.pad(_pad(fence(x), k), more), jnp.pad(dy, more)
+    padded, dy = (a.reshape(parts, n // parts, *a.shape[1:]).swapaxes(0, 1) for a in (padded, dy))
+    group = -(-channels // (_CHANNEL_GROUPS * _LANES)) * _LANES
+    sums = []
+    for channel in range(0, channels, group):
+        zeros = jnp.zeros(
+            (parts, k, segment, min(group, channels - channel)),
+            jnp.promote_types(x.dtype, jnp.float32),
+        )
+        sums.append(_sum_bands(padded, dy, zeros, channel, rows))
+    return jnp.concatenate(sums, axis=-1).astype(kernel.dtype)
+
+
+def _sum_bands(padded: Array, dy: Array, zeros: Array, channel: int, rows: int) -> Array:
+    """Filter gradient of some channels.
+
+    Args:
+      padded: [M, P, H + k - 1, W + k - 1, C], images padded for the filter.
+      dy: [M, P, H, W, C], H a multiple of `rows`.
+      zeros: [P, k, S, G], where a running total for one horizontal offset starts; W is a multiple
+        of S.
+      channel: the first of the G channels.
+      rows: height of a band.
+
+    Returns:
+      [k, k, 1, G], dtype of `zeros`.
+    """
+    images, parts, height, width, _ = dy.shape
+    _, k, segment, channels = zeros.shape
+    bands = height // rows
 
     def add_band(totals: tuple[Array, ...], step: Array) -> tuple[tuple[Array, ...], None]:
-        start = (0, step // bands, step % bands * rows, 0, 0)
+        start = (step // bands, 0, step % bands * rows, 0, channel)
         window, dy_band = (
-            lax.dynamic_slice(a, start, (parts, 1, taken, *a.shape[3:]))[:, 0].astype(wide)
+            lax.dynamic_slice(a, start, (1, parts, taken, a.shape[3], channels))[0]
             for a, taken in ((padded, rows + k - 1), (dy, rows))
         )
+        window, dy_band = window.astype(zeros.dtype), dy_band.astype(zeros.dtype)
         new = []
         for j, total in enumerate(totals):
             for row in range(rows):
-                for left in range(0, _SEGMENTS * segment, segment):
+                for left in range(0, width, segment):
                     below = window[:, row : row + k, left + j : left + j + segment]
                     total += below * dy_band[:, row : row + 1, left : left + segment]
             new.append(total)
         return tuple(new), None
 
     # One total per horizontal offset: stacking them inside the loop is 15 times slower.
-    zeros = tuple(jnp.zeros((parts, k, segment, channels), wide) for _ in range(k))
-    totals, _ = lax.scan(add_band, zeros, jnp.arange(n // parts * bands))
+    totals, _ = lax.scan(add_band, (zeros,) * k, jnp.arange(images * bands))
     return jnp.stack([total.sum((0, 2)) for total in totals], axis=1)[:, :, None]
 
 

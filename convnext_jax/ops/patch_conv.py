@@ -3,6 +3,8 @@
 import jax
 from jax import Array, lax
 
+from convnext_jax.ops.dense import dense
+
 
 @jax.jit
 def patch_conv(x: Array, kernel: Array) -> Array:
@@ -28,7 +30,7 @@ def matrix_product(x: Array, kernel: Array) -> Array:
     rows, columns = height // k, width // k
     patches = x[:, : rows * k, : columns * k].reshape(n, rows, k, columns, k * channels)
     patches = patches.transpose(0, 1, 3, 2, 4).reshape(n, rows, columns, k * k * channels)
-    return patches @ kernel.reshape(k * k * channels, features)
+    return dense(patches, kernel.reshape(k * k * channels, features))
 
 
 def convolution(x: Array, kernel: Array) -> Array:

@@ -21,7 +21,7 @@ def test_layer_norm_as_in_torch(dtype):
     x[:32] += 0.1
     x[32:] += 100
     x = jnp.asarray(x, jnp.float32).astype(dtype)
-    norm = layers.layer_norm(16, 1e-6, jnp.dtype(dtype), nnx.Rngs(0))
+    norm = layers.LayerNorm(16, 1e-6, jnp.dtype(dtype), nnx.Rngs(0))
     scale, bias = rng.standard_normal((2, 16)).astype(np.float32)
     norm.scale[...], norm.bias[...] = scale, bias  # type: ignore
     y = norm(x)
