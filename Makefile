@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training results-input bench bench-check clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training results-input results-scaling bench bench-check chaos clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -20,7 +20,7 @@ lint: .venv/.test
 test-fast: .venv/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-slow: .venv/.test
+test-slow: .venv/.plan
 	$(BIN)/python -m pytest -m slow
 
 format: .venv/.test
@@ -43,10 +43,18 @@ results-training: .venv/.test
 results-input: .venv/.test
 	$(BIN)/python -m benchmarks.input
 
+# Plans large runs on TPU slices, minutes each, and writes what came out into docs/scaling.md.
+results-scaling: .venv/.plan
+	$(BIN)/python -m benchmarks.scaling
+
 # Measures the models beside their peers, and writes it into docs/performance.md; wants a quiet
 # machine.
 bench: .venv/.test
 	$(BIN)/python -m benchmarks.models --model convnext_tiny --mode infer,train --batch 8 --dtype float32,bfloat16
+
+# Kills runs of two processes at random moments, and writes how they ended into docs/reliability.md.
+chaos: .venv/.test
+	PYTHONPATH=tests $(BIN)/python -m e2e.chaos
 
 # Measures again what the committed files for this kind of device say; fails where a ratio fell.
 bench-check: .venv/.test
@@ -63,6 +71,11 @@ bench-check: .venv/.test
 
 .venv/.test: .venv/.train requirements-test.txt
 	$(BIN)/pip install -q -r requirements-test.txt
+	touch $@
+
+# The compiler for TPUs, which only plans need.
+.venv/.plan: requirements-plan.txt .venv/.test
+	$(BIN)/pip install -q -r requirements-plan.txt
 	touch $@
 
 clean:

@@ -13,23 +13,18 @@ from jax.sharding import Mesh
 
 from convnext_jax import sharding, tree
 from convnext_jax.checkpointing.manager import absolute, abstract_like, restore
-from convnext_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, Steps
-from convnext_jax.data.erasing import RandomErasing
-from convnext_jax.data.mixup import Mixup
+from convnext_jax.config import Config, DataConfig, Steps
 from convnext_jax.data.pipeline import Batches, eval_batches, train_batches
 from convnext_jax.data.sources import Dataset, open_source
-from convnext_jax.data.transforms import WARP_FROM_SIZE, EvalTransform, TrainTransform
+from convnext_jax.data.transforms import EvalTransform, TrainTransform
 from convnext_jax.errors import InputError
 from convnext_jax.evaluation.evaluator import Evaluator
 from convnext_jax.inference.load import load
-from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
-from convnext_jax.models.variants import Preprocessing
-from convnext_jax.optim.optimizer import create_optimizer
-from convnext_jax.optim.schedule import warmup_cosine
+from convnext_jax.step_builder import accumulation, build_step
+from convnext_jax.step_builder import model_spec as model_spec
 from convnext_jax.training.loop import Run
-from convnext_jax.training.state import TrainState, initial_state
-from convnext_jax.training.step import make_train_step
+from convnext_jax.training.state import TrainState
 
 
 def build_run(config: Config, began: float) -> Run:
@@ -43,59 +38,19 @@ def build_run(config: Config, began: float) -> Run:
       InputError: the config does not fit the dataset, the model or the devices.
     """
     mesh = sharding.create_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-    accumulation_steps = accumulation(config.data, mesh.size)
+    accumulation(config.data, mesh.size)  # fails before the data is opened
     source = open_source(config.data.name, config.data.train_split, config.data.dir)
     held_out = open_source(config.data.name, config.data.eval_split, config.data.dir)
-    steps = config.steps(len(source))
-    model = describe_model(config, source)
-    learning_rate = warmup_cosine(
-        config.optim.lr,
-        total_steps=steps.total,
-        warmup_steps=steps.warmup,
-        minimum=config.optim.min_lr,
-    )
-    weight_decay = config.optim.weight_decay
-    if config.optim.weight_decay_end is not None:
-        weight_decay = warmup_cosine(
-            weight_decay, total_steps=steps.total, minimum=config.optim.weight_decay_end
-        )
-    optimizer = create_optimizer(
-        learning_rate,
-        weight_decay=weight_decay,
-        b1=config.optim.b1,
-        b2=config.optim.b2,
-        eps=config.optim.eps,
-        clip_norm=config.optim.clip_norm or None,
-        layer_decay=config.optim.layer_decay,
-        depths=model.spec.depths,
-    )
-    with_ema = config.optim.ema_decay > 0
-
-    def state_from(params: Any) -> TrainState:
-        return initial_state(params, optimizer, with_ema=with_ema)
-
-    abstract_state = jax.eval_shape(state_from, model.spec.abstract_params())
-    state_shardings = sharding.parameter_shardings(abstract_state, mesh)
+    step = build_step(config, mesh, source.num_classes, len(source), source.class_names)
+    model, steps = step.model, step.steps
 
     def initialize() -> TrainState:
-        params = initial_params(config, model.spec, state_shardings.params)
-        return jax.jit(state_from, out_shardings=state_shardings, donate_argnums=0)(params)
+        params = initial_params(config, model.spec, step.state_shardings.params)
+        state_from = jax.jit(
+            step.initial_state, out_shardings=step.state_shardings, donate_argnums=0
+        )
+        return state_from(params)
 
-    train_step = make_train_step(
-        model.spec.function(),
-        optimizer,
-        learning_rate,
-        num_classes=source.num_classes,
-        mean=model.preprocessing.mean,
-        std=model.preprocessing.std,
-        seed=config.seed,
-        label_smoothing=config.optim.label_smoothing,
-        ema_decay=config.optim.ema_decay if with_ema else None,
-        accumulation_steps=accumulation_steps,
-        erasing=build_erasing(config.augment),
-        mixup=build_mixup(config.augment, config.data.global_batch // accumulation_steps),
-        batch_hashes=config.log_batch_hashes,
-    )
     transform = TrainTransform(
         model.preprocessing.input_size,
         crop=config.data.crop,
@@ -121,15 +76,10 @@ def build_run(config: Config, began: float) -> Run:
 
     return Run(
         mesh=mesh,
-        abstract_state=abstract_state,
-        state_shardings=state_shardings,
+        abstract_state=step.abstract_state,
+        state_shardings=step.state_shardings,
         initialize=initialize,
-        train_step=jax.jit(
-            train_step,
-            donate_argnums=0,
-            in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
-            out_shardings=(state_shardings, sharding.replicated(mesh)),
-        ),
+        train_step=step.function,
         evaluator=build_evaluator(model, held_out, config.data, mesh),
         batches=batches,
         stop_at_damage=config.checkpoint.on_damage == "stop",
@@ -148,33 +98,6 @@ def build_run(config: Config, began: float) -> Run:
         profile_steps=config.profile_steps,
         tensorboard=config.tensorboard,
     )
-
-
-def build_erasing(config: AugmentConfig) -> RandomErasing | None:
-    """Random erasing as the config has it, or None where it is off."""
-    erasing = RandomErasing(
-        probability=config.erasing, mode=config.erasing_mode, count=config.erasing_count
-    )
-    return erasing if erasing.probability > 0 else None
-
-
-def build_mixup(config: AugmentConfig, examples: int) -> Mixup | None:
-    """Mixup and CutMix as the config has them, or None where they are off.
-
-    Raises:
-      InputError: `examples`, those of a micro-batch, do not make whole groups.
-    """
-    mixup = Mixup(
-        mixup_alpha=config.mixup,
-        cutmix_alpha=config.cutmix,
-        probability=config.mix_probability,
-        switch_probability=config.mix_switch,
-        group=config.mix_group,
-    )
-    if not mixup.enabled:
-        return None
-    mixup.groups(examples)
-    return mixup
 
 
 def initial_params(config: Config, spec: ModelSpec, shardings: Any) -> Any:
@@ -216,29 +139,6 @@ def initial_params(config: Config, spec: ModelSpec, shardings: Any) -> Any:
     if difference is not None:
         raise InputError(f"`init_from` (={config.init_from}) does not fit the model: {difference}")
     return jax.device_put(params, shardings)
-
-
-def model_spec(config: ModelConfig, num_classes: int) -> ModelSpec:
-    """The model that a config describes."""
-    values = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
-    return ModelSpec(values.pop("name"), num_classes, values)
-
-
-def describe_model(config: Config, source: Dataset) -> ModelDescription:
-    """The model of a run, whose images are evaluated as the reference does at their size."""
-    variant = get_variant(config.model.name)
-    size = config.data.image_size or variant.input_size
-    warp = size >= WARP_FROM_SIZE
-    preprocessing = Preprocessing(
-        input_size=size,
-        crop_fraction=1.0 if warp else config.data.eval_crop or variant.crop_fraction,
-        crop_mode="squash" if warp else "center",
-        interpolation="bicubic",
-        mean=variant.mean,
-        std=variant.std,
-    )
-    spec = model_spec(config.model, source.num_classes)
-    return ModelDescription(spec, preprocessing, source.class_names)
 
 
 def build_evaluator(
@@ -284,24 +184,6 @@ def build_evaluator(
 
 def _workers(config: DataConfig) -> int:
     return (os.cpu_count() or 1) if config.workers == -1 else config.workers
-
-
-def accumulation(config: DataConfig, devices: int) -> int:
-    """How many micro-batches one step takes: the fewest that respect `data.per_device_batch`.
-
-    Raises:
-      InputError: the batch does not divide over the devices.
-    """
-    if config.global_batch % devices:
-        raise InputError(
-            f"`data.global_batch` (={config.global_batch}) must be divisible by the number of"
-            f" devices (={devices})"
-        )
-    per_device = config.global_batch // devices
-    most = per_device if config.per_device_batch is None else config.per_device_batch
-    return next(
-        n for n in range(1, per_device + 1) if per_device % n == 0 and per_device // n <= most
-    )
 
 
 def restore_params(spec: ModelSpec, place: tuple[epath.Path, int], item: str, mesh: Mesh) -> Any:

@@ -1,6 +1,7 @@
 """The device mesh, and where the batch and the parameters lie on it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -90,6 +91,26 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
       A tree of `NamedSharding` of the same structure.
     """
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _fsdp_spec(leaf.shape, mesh)), tree)
+
+
+def gathering(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Makes a function of parameters gather those that are split before it uses them.
+
+    Left to itself the compiler may split the computation the way the parameters are, and pass
+    activations between the devices instead. Their gradients are summed and split again.
+
+    Args:
+      function: (parameters, ...) -> anything.
+      mesh: from `create_mesh`.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return function
+
+    def gathered(params: Any, *arguments: Any, **keywords: Any) -> Any:
+        whole = jax.lax.with_sharding_constraint(params, replicated(mesh))
+        return function(whole, *arguments, **keywords)
+
+    return gathered
 
 
 def overview(tree_of_shapes: Any, shardings: Any) -> str:

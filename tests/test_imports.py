@@ -18,9 +18,11 @@ RANKS = {
     "tree": 0,
     "ops": 0,
     "retry": 0,
+    "programs": 0,
     "processes": 1,
     "sharding": 1,
     "models": 1,
+    "machines": 2,
     "data": 2,
     "optim": 2,
     "checkpointing": 2,
@@ -29,15 +31,25 @@ RANKS = {
     "inference": 3,
     "training": 4,
     "config": 5,
+    "step_builder": 5,
     "builders": 5,
+    "planning": 5,
     "main": 6,
+    "plan": 6,
     "evaluate": 6,
     "predict": 6,
 }
-SIDEWAYS = {("builders", "config")}
+SIDEWAYS = {
+    ("step_builder", "config"),
+    ("builders", "config"),
+    ("builders", "step_builder"),
+    ("planning", "config"),
+    ("planning", "step_builder"),
+}
 HOMES = {
     "orbax": "checkpointing",
     "grain": "data",
+    "numba": "data",
     "tensorflow_datasets": "data",
     "torch": "convert",
     "clu": "training",

@@ -1,0 +1,177 @@
+"""Machines that a program can be compiled for without having them, and figures of their chips.
+
+A machine is named by its chip and shape, `v5e:16x16`; GPUs by their number and name, `gpu:8xH100`.
+"""
+
+import dataclasses
+import math
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from convnext_jax.errors import InputError, require_one_of
+from convnext_jax.sharding import AXES
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Public figures of a chip.
+
+    Attributes:
+      hbm: bytes of its memory.
+      bandwidth: bytes a second between the chip and its memory.
+      peak: floating-point operations a second, bfloat16 with float32 sums.
+      clock: cycles a second at which its matrix units reach `peak`: a matrix unit of side s makes
+        2 s**2 operations a cycle. 0 where the compiler states no cycles.
+      link: bytes a second that it can send to its neighbours, over all links together, one way; for
+        a GPU, over NVLink.
+      config: how the compiler calls a chip whose two cores work as one device.
+    """
+
+    hbm: int
+    bandwidth: float
+    peak: float
+    clock: float = 0.0
+    link: float = 0.0
+    config: str | None = None
+
+
+# From Cloud TPU's documentation, pages v4, v5e, v5p, v6e (a link's bandwidth is half of what they
+# call bidirectional). Matrix units of side 128: v4 8, v5e 4, v5p 8; of v6e, 4 times 256 fit its
+# peak and the compiler's own cycles for a large product.
+CHIPS = {
+    "v4": Chip(32 * GIB, 1228e9, 275e12, 1.05e9, 300e9, "megacore"),
+    "v5e": Chip(16 * GIB, 819e9, 197e12, 1.5e9, 200e9),
+    "v5p": Chip(95 * GIB, 2765e9, 459e12, 1.75e9, 600e9),
+    "v6e": Chip(32 * GIB, 1640e9, 918e12, 1.75e9, 400e9),
+}
+# From NVIDIA's data sheets (SXM; dense bfloat16).
+GPUS = {
+    "A100": Chip(80 * 10**9, 2039e9, 312e12, link=300e9),
+    "H100": Chip(80 * 10**9, 3350e9, 989e12, link=450e9),
+    "H200": Chip(141 * 10**9, 4800e9, 989e12, link=450e9),
+    "B200": Chip(180 * 10**9, 8000e9, 2250e12, link=900e9),
+}
+
+_COMPILER_SETTINGS = {
+    # Else it asks Google Cloud's metadata server which machine it runs on, and waits.
+    "TPU_SKIP_MDS_QUERY": "1",
+    # Two programs may compile at once: no TPU is opened, which only one could.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    # Else it complains that it is on no TPU machine.
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5e-16",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """A number of equal chips.
+
+    Attributes:
+      name: as the user wrote it.
+      kind: of the chip; a key of `CHIPS` or `GPUS`.
+      chip: its figures.
+      size: number of chips, each of which is one device.
+      is_gpu: whether they are GPUs.
+    """
+
+    name: str
+    kind: str
+    chip: Chip
+    size: int
+    is_gpu: bool = False
+
+
+def parse_machine(name: str) -> Machine:
+    """Reads a machine's name.
+
+    Args:
+      name: such as `v5e:16x16`, `v4:4x4x8` or `gpu:8xH100`.
+
+    Raises:
+      InputError: it is not written so, or names an unknown chip.
+    """
+    kind, _, shape = name.partition(":")
+    if kind == "gpu":
+        match = re.fullmatch(r"([1-9]\d*)x(\w+)", shape)
+        if match is None:
+            raise InputError(f"`--topology` (={name}) must be written gpu:NUMBERxNAME, gpu:8xH100")
+        require_one_of("--topology, its GPU", match[2], GPUS)
+        return Machine(name, match[2], GPUS[match[2]], int(match[1]), is_gpu=True)
+    require_one_of("--topology, its chip", kind, [*CHIPS, "gpu"])
+    # The 3D tori have three sides, the 2D ones two.
+    sides = 3 if kind in ("v4", "v5p") else 2
+    if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) is None or shape.count("x") != sides - 1:
+        example = {2: "4x4", 3: "2x2x2"}[sides]
+        raise InputError(
+            f"`--topology` (={name}) must give the {sides} sides of {kind}, such as"
+            f" {kind}:{example}"
+        )
+    return Machine(name, kind, CHIPS[kind], math.prod(int(side) for side in shape.split("x")))
+
+
+def describe_devices(machine: Machine) -> list[Any]:
+    """The devices of a TPU machine, as the compiler describes them.
+
+    Raises:
+      InputError: the compiler is not installed or does not know the shape, or it is a GPU machine.
+    """
+    if machine.is_gpu:
+        raise InputError(
+            f"`--topology` (={machine.name}) cannot be compiled for: JAX {jax.__version__} compiles"
+            f" for GPUs only where there is one; only state and operations are given"
+        )
+    for name, value in _COMPILER_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    options = {} if machine.chip.config is None else {"chip_config_name": machine.chip.config}
+    try:
+        import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError(
+            "the TPU compiler must be installed: pip install 'convnext_jax[plan]', on Linux"
+        ) from error
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=machine.name, **options
+        ).devices
+    except Exception as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"`--topology` (={machine.name}) must be a machine that the compiler knows: {said}"
+        ) from error
+    if len(found) != machine.size:
+        raise InputError(
+            f"`--topology` (={machine.name}) must have one device a chip (={machine.size}), and has"
+            f" {len(found)}"
+        )
+    return list(found)
+
+
+def mesh_of(machine: Machine, devices: list[Any] | None, fsdp: int) -> Mesh | AbstractMesh:
+    """A mesh on devices that are only described.
+
+    Args:
+      machine: whose they are.
+      devices: from `describe_devices`; None: a mesh without any, on which nothing can be compiled.
+      fsdp: number of chips along `fsdp`; the rest lies along `data`.
+
+    Raises:
+      InputError: `fsdp` does not divide the number of chips.
+    """
+    if fsdp < 1 or machine.size % fsdp:
+        raise InputError(
+            f"`--fsdp` (={fsdp}) must be positive and divide the number of chips (={machine.size})"
+        )
+    sizes = (machine.size // fsdp, fsdp)
+    types = (AxisType.Auto,) * len(AXES)
+    if devices is None:
+        return AbstractMesh(sizes, AXES, axis_types=types)
+    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)

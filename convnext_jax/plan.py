@@ -1,0 +1,293 @@
+"""Plans a run before paying: `python -m convnext_jax.plan --config FILE --topology v5e:16x16`.
+
+Compiles the run's own training step for a machine that is not there and reports whether it fits,
+what it exchanges between chips, how long the compiler thinks it takes, and the largest batch a
+device that fits. Overrides are those of training, `--config.KEY=VALUE`. Exit status: 0 planned; 2
+the input cannot be used, or the machine cannot be compiled for, as for GPUs, of which only state
+and operations are given.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+# The compiler needs no TPU; where there is one, this leaves it alone.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from convnext_jax.config import Config, all_keys, resolve, unknown_key
+from convnext_jax.data.sources import base_name, open_source
+from convnext_jax.errors import InputError, exit_in_one_sentence
+from convnext_jax.machines import GIB, Machine, describe_devices, parse_machine
+from convnext_jax.planning import Job, Variant, analyse, measure, search
+
+# Classes and examples of the splits of datasets that may be planned for without having them.
+DATASETS = {
+    "imagenet2012": (1000, {"train": 1_281_167, "validation": 50_000}),
+    "imagenet22k": (21_841, {"train": 14_197_122}),
+}
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Parses the command line.
+
+    Returns:
+      The arguments, and the overrides `--config.KEY=VALUE`.
+
+    Raises:
+      InputError: there are others.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m convnext_jax.plan",
+        description="Compile a run's training step for a machine without having it.",
+        epilog="The config's keys are overridden with --config.KEY=VALUE.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="config file, or FILE:VARIANT")
+    parser.add_argument("--topology", required=True, help="v5e:16x16, v4:4x4x8, gpu:8xH100, ...")
+    parser.add_argument(
+        "--fsdp", type=int, help="only with this many chips along fsdp; 1: only replicated"
+    )
+    parser.add_argument(
+        "--remat",
+        action=argparse.BooleanOptionalAction,
+        help="only with (without) recomputing activations; default: both",
+    )
+    parser.add_argument("--per-device-batch", type=int, help="images of a chip at once, at most")
+    parser.add_argument(
+        "--compilations",
+        type=int,
+        default=8,
+        help="most programs to compile, minutes each; what the variants leave goes into finding"
+        " the largest batch (default: 8)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parsed, rest = parser.parse_known_args(arguments)
+    for argument in rest:
+        key = argument.partition("=")[0].removeprefix("--config.")
+        if not argument.startswith("--config."):
+            raise InputError(f"`{argument}` is not a flag; overrides are `--config.KEY=VALUE`")
+        if key not in all_keys():
+            raise unknown_key(key)
+        if "=" not in argument:
+            raise InputError(f"`{argument}` must be written `--config.KEY=VALUE`")
+    return parsed, rest
+
+
+def load_config(file: str, overrides: Sequence[str]) -> Config:
+    """Reads a config file as training does.
+
+    Args:
+      file: FILE or FILE:VARIANT.
+      overrides: such as `--config.optim.lr=1e-3`.
+
+    Raises:
+      InputError: there is no such file, or what it holds cannot be used.
+    """
+    if not os.path.isfile(file.partition(":")[0]):
+        raise InputError(f"`--config` (={file}) must be a config file, and there is none")
+    values = flags.FlagValues()
+    given = ["plan", f"--config={file}", *overrides]
+    # It looks for overrides in the whole command line, before the flags are parsed.
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=given)
+    try:
+        values(given)
+    except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or InputError(str(error).strip().splitlines()[-1]) from error
+    return resolve(holder.value)
+
+
+def dataset_size(config: Config) -> tuple[int, int]:
+    """Number of classes and of training examples: of the dataset if it is here, or the known ones.
+
+    Raises:
+      InputError: it is neither here nor known.
+    """
+    data = config.data
+    try:
+        source = open_source(data.name, data.train_split, data.dir)
+    except InputError:
+        if base_name(data.name) not in DATASETS:
+            raise
+    else:
+        return source.num_classes, len(source)
+    classes, splits = DATASETS[base_name(data.name)]
+    return classes, split_size(data.train_split, splits)
+
+
+def split_size(split: str, splits: dict[str, int]) -> int:
+    """Number of examples of a split or a part of one, such as `train[:-50000]` or `train[10%:]`.
+
+    Args:
+      split: in TFDS's notation, without sums.
+      splits: examples of each split.
+
+    Raises:
+      InputError: it is written otherwise, or there is no such split.
+    """
+    match = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
+    if match is None or match[1] not in splits:
+        raise InputError(
+            f"`data.train_split` (={split}) must be {' or '.join(splits)}, or a range of one such"
+            f" as `train[:90%]`"
+        )
+    size = splits[match[1]]
+    ends = [
+        None
+        if text is None
+        else round(size * int(text[:-1]) / 100)
+        if text.endswith("%")
+        else int(text)
+        for text in match.groups()[1:]
+    ]
+    return len(range(size)[slice(*ends)])
+
+
+def variants(machine: Machine, fsdp: int | None, remat: bool | None) -> list[Variant]:
+    """What to compile: replicated and fsdp, without and with rematerialisation, as asked for.
+
+    Where no size of fsdp is given, it is the largest power of two up to 16 that divides the chips:
+    the state is then small beside the activations, and the gathers stay between near chips.
+    """
+    power = next(n for n in (16, 8, 4, 2, 1) if machine.size % n == 0)
+    sizes = [1, power][: 1 + (power > 1)] if fsdp is None else [fsdp]
+    again = [False, True] if remat is None else [remat]
+    return [Variant(size, value) for size in sizes for value in again]
+
+
+def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """Does what the command line asks for; returns what is printed.
+
+    Raises:
+      InputError: the config, the machine and the dataset do not fit each other.
+    """
+    machine = parse_machine(arguments.topology)
+    if arguments.per_device_batch is not None:
+        overrides = [*overrides, f"--config.data.per_device_batch={arguments.per_device_batch}"]
+    if arguments.compilations < 1:
+        raise InputError(f"`--compilations` (={arguments.compilations}) must be positive")
+    config = load_config(arguments.config, overrides)
+    classes, examples = dataset_size(config)
+    tried = variants(machine, arguments.fsdp, arguments.remat)
+    result: dict[str, Any] = {
+        "config": arguments.config,
+        "topology": machine.name,
+        "chips": machine.size,
+        "hbm": machine.chip.hbm,
+        "model": config.model.name,
+        "dtype": config.model.dtype,
+        "num_classes": classes,
+        "global_batch": config.data.global_batch,
+        "steps": config.steps(examples).total,
+    }
+    devices = None if machine.is_gpu else describe_devices(machine)
+    jobs = [Job(config, variant, machine, devices, classes, examples) for variant in tried]
+    if devices is None:
+        return result | {"variants": [analyse(job) for job in jobs]}
+    jobs = jobs[: arguments.compilations]
+    rows = []
+    for number, job in enumerate(jobs, 1):
+        _progress(f"compiling {job.variant} for {machine.name} ({number} of {len(jobs)})")
+        rows.append(measure(job))
+    left = arguments.compilations - len(jobs)
+    for job, row in zip(jobs, rows, strict=True):
+        row["largest_per_device_batch"], left = search(job, row, left, _progress)
+    return result | {"variants": rows}
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The plan as text: a line for each quantity, a column for each variant."""
+    rows = result["variants"]
+    lines: list[tuple[str, list[str]]] = [("", [row["variant"] for row in rows])]
+
+    def add(name: str, show: Any) -> None:
+        cells = []
+        for row in rows:
+            try:
+                cells.append(show(row))
+            except (KeyError, TypeError):  # not known of this variant
+                cells.append("-")
+        if any(cell != "-" for cell in cells):
+            lines.append((name, cells))
+
+    def gib(value: float) -> str:
+        return f"{value / GIB:.2f} GiB"
+
+    add("fits", lambda r: f"{'yes' if r['fits'] else 'NO'}, {_room(r)}")
+    add("images a chip at once", lambda r: f"{r['per_device_batch']} x {r['micro_batches']}")
+    add("largest that fits", lambda r: str(r["largest_per_device_batch"] or "not found"))
+    for name in ("parameters", "optimizer", "moving average", "batch", "temporary", "program"):
+        add(name, lambda r, name=name: gib(r["memory"][name]))
+    add("memory in all", lambda r: gib(r["memory"]["total"]))
+    add("FLOP a chip and step", lambda r: f"{r['flops'] / 1e12:.3f} T")
+    add("bytes accessed", lambda r: f"{r['bytes_accessed'] / 1e9:.1f} GB")
+    kinds = sorted({kind for row in rows for kind in row.get("collectives", {})})
+    for kind in kinds:
+        add(kind, lambda r, kind=kind: _exchange(r["collectives"][kind]))
+    add("compute, estimated", lambda r: f"{r['compute_seconds'] * 1e3:.1f} ms")
+    add("exchange, at best", lambda r: f"{r['exchange_seconds'] * 1e3:.2f} ms")
+    add("images/s", lambda r: f"{r['images_per_second']:,.0f}")
+    add("the whole run", lambda r: f"{r['hours']:.1f} h")
+    widths = [max(len(cells[i]) for _, cells in lines) for i in range(len(rows))]
+    first = max(len(name) for name, _ in lines)
+    text = [
+        f"{result['config']} on {result['topology']}: {result['chips']} chips of"
+        f" {gib(result['hbm'])}; {result['model']}, {result['dtype']}, {result['num_classes']}"
+        f" classes; batch {result['global_batch']}, {result['steps']:,} steps",
+        "",
+    ]
+    for name, cells in lines:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        text.append(f"{name.ljust(first)}  {'  '.join(padded)}".rstrip())
+    if any("compute_seconds" in row for row in rows):
+        text += ["", *NOTES]
+    return "\n".join(text)
+
+
+# What the numbers are; docs/scaling.md says more.
+NOTES = (
+    "Memory is that of one chip. Compute is the sum of the compiler's own estimates, in cycles, of",
+    "the instructions of one step: a model of the chip, not a measurement; it knows nothing of the",
+    "input pipeline, the host, evaluation and checkpoints. Exchange is what the chip's links need",
+    "at their full bandwidth, added as if nothing overlapped. Bytes accessed count a loop once.",
+)
+
+
+def _room(row: dict[str, Any]) -> str:
+    room = row["room"]
+    if room is None:
+        return "by an unknown amount"
+    return f"{abs(room) / GIB:.2f} GiB {'free' if room >= 0 else 'too much'}"
+
+
+def _exchange(total: dict[str, int]) -> str:
+    return f"{total['count']}, {total['bytes'] / 1e6:.1f} MB"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    logging.set_verbosity(logging.FATAL)
+    with exit_in_one_sentence():
+        parsed, overrides = parse_arguments(arguments)
+        result = plan(parsed, overrides)
+        print(json.dumps(result) if parsed.json else table(result))
+        if re.match("gpu:", parsed.topology):
+            describe_devices(parse_machine(parsed.topology))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""Compiles a run's training step for machines that are not there, and reads what came out."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from convnext_jax.config import Config
+from convnext_jax.errors import InputError
+from convnext_jax.machines import Machine, mesh_of
+from convnext_jax.models.flops import count_macs
+from convnext_jax.programs import read_program
+from convnext_jax.step_builder import TrainingStep, build_step
+
+# How often an array's bytes leave a chip, on many chips; an all-reduce is a reduce-scatter and an
+# all-gather, everything else is counted once.
+_PASSES = {"all-reduce": 2}
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A way to lay a run out.
+
+    Attributes:
+      fsdp: number of chips over which the state is split; 1: each has all of it.
+      remat: whether each block's activations are recomputed in the backward pass.
+    """
+
+    fsdp: int
+    remat: bool
+
+    def __str__(self) -> str:
+        """As the table heads its column."""
+        layout = "replicated" if self.fsdp == 1 else f"fsdp {self.fsdp}"
+        return f"{layout}, remat" if self.remat else layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run to plan, and where.
+
+    Attributes:
+      config: of the run.
+      variant: how it is laid out, whatever the config says of that.
+      machine: where it would run.
+      devices: the machine's, from `describe_devices`; None: nothing can be compiled.
+      num_classes: of the dataset.
+      num_examples: of its training split.
+    """
+
+    config: Config
+    variant: Variant
+    machine: Machine
+    devices: list[Any] | None
+    num_classes: int
+    num_examples: int
+
+    def with_images_at_once(self, images: int) -> "Job":
+        """The same job with at most so many images at once on a chip."""
+        data = dataclasses.replace(self.config.data, per_device_batch=images)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))
+
+    def step(self) -> TrainingStep:
+        """The training step; raises InputError where config, dataset and machine do not fit."""
+        config = dataclasses.replace(
+            self.config,
+            model=dataclasses.replace(self.config.model, remat=self.variant.remat),
+            mesh=dataclasses.replace(self.config.mesh, data=-1, fsdp=self.variant.fsdp),
+        )
+        mesh: Any = mesh_of(self.machine, self.devices, self.variant.fsdp)
+        return build_step(config, mesh, self.num_classes, self.num_examples)
+
+
+def analyse(job: Job, step: TrainingStep | None = None) -> dict[str, Any]:
+    """What is known of a job without compiling it.
+
+    Args:
+      job: what to look at.
+      step: its training step, if that is built already.
+
+    Returns:
+      Numbers by name: `memory`, bytes of a chip for each part of the state and for the batch;
+      `per_device_batch`, images of a chip at once, and `micro_batches`; `checkpoint_bytes` of the
+      whole state; `flops` of a chip and step, in matrix products and convolutions.
+
+    Raises:
+      InputError: config, dataset and machine do not fit each other.
+    """
+    step = job.step() if step is None else step
+    batch = abstract_batch(job, step)
+    state, shardings = step.abstract_state, step.state_shardings
+    chips, global_batch = job.machine.size, job.config.data.global_batch
+    return {
+        "variant": str(job.variant),
+        "fsdp": job.variant.fsdp,
+        "remat": job.variant.remat,
+        "per_device_batch": global_batch // chips // step.accumulation_steps,
+        "micro_batches": step.accumulation_steps,
+        "memory": {
+            "parameters": bytes_per_chip(state.params, shardings.params),
+            "optimizer": bytes_per_chip(state.opt_state, shardings.opt_state),
+            "moving average": bytes_per_chip(state.ema, shardings.ema),
+            "batch": _bytes(batch) // chips,
+        },
+        "checkpoint_bytes": _bytes(state),
+        # A multiply-accumulate is two operations.
+        "flops": 2 * count_macs(step.function, state, batch) / chips,
+    }
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Compiles a job's step and reads the program.
+
+    Returns:
+      What `analyse` gives, and `fits`; `room`, bytes that are left, negative if they are missing,
+      None if the compiler does not say; `compile_seconds`; and of a program that fits all that
+      `read_compiled` gives.
+
+    Raises:
+      InputError: config, dataset and machine do not fit each other.
+    """
+    step = job.step()
+    row = analyse(job, step)
+    traced = step.function.trace(step.abstract_state, abstract_batch(job, step))
+    lowered = traced.lower(lowering_platforms=("tpu",))
+    began = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        row |= {"fits": False, "room": None, "compile_seconds": time.perf_counter() - began}
+        needed = memory_needed(str(error))
+        if needed is not None:
+            row["memory"]["total"] = needed[0]
+            row["room"] = needed[1] - needed[0]
+        return row
+    row["compile_seconds"] = time.perf_counter() - began
+    found = read_compiled(compiled, job.machine, job.config.data.global_batch, step.steps.total)
+    memory = row["memory"] | found.pop("memory")
+    return row | found | {"memory": memory}
+
+
+def read_compiled(
+    compiled: Any, machine: Machine, global_batch: int, total_steps: int
+) -> dict[str, Any]:
+    """What a compiled step says of itself.
+
+    Args:
+      compiled: a `jax.stages.Compiled`.
+      machine: what it is for.
+      global_batch: images of a step.
+      total_steps: of the run.
+
+    Returns:
+      Numbers by name: `memory` (bytes of a chip: `temporary`, `program`, and the `total`),
+      `collectives` by kind, `bytes_accessed`, `cycles`, `compute_seconds` and `exchange_seconds`
+      of a step, `images_per_second` and `hours` of the run as if neither overlapped the other.
+    """
+    memory = compiled.memory_analysis()
+    total = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes  # the new state lies where the old one lay
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    program = read_program(compiled.as_text())
+    totals = program.totals()
+    compute = program.cycles / machine.chip.clock
+    exchange = sum(
+        _PASSES.get(kind, 1) * total["bytes"] / machine.chip.link for kind, total in totals.items()
+    )
+    seconds = compute + exchange
+    return {
+        "fits": True,
+        "room": machine.chip.hbm - total,
+        "memory": {
+            "temporary": memory.temp_size_in_bytes,
+            "program": memory.generated_code_size_in_bytes,
+            "total": total,
+        },
+        "collectives": totals,
+        "bytes_accessed": compiled.cost_analysis()["bytes accessed"],
+        "cycles": program.cycles,
+        "unknown_loops": program.unknown_loops,
+        "compute_seconds": compute,
+        "exchange_seconds": exchange,
+        "images_per_second": global_batch / seconds,
+        "hours": seconds * total_steps / 3600,
+    }
+
+
+def search(
+    job: Job, row: dict[str, Any], compilations: int, progress: Callable[[str], None]
+) -> tuple[int | None, int]:
+    """Finds by bisection the most images that a chip can take at once.
+
+    Args:
+      job: the run.
+      row: from `measure` of the job, at the number of images that its config has.
+      compilations: how many programs may be compiled.
+      progress: is told each attempt.
+
+    Returns:
+      The largest number that was seen to fit, None if none was; and how many compilations are left.
+    """
+    tried = row["per_device_batch"]
+    largest = tried if row["fits"] else None
+    share = job.config.data.global_batch // job.machine.size
+    open_ones = candidates(share, tried, row["fits"])
+    while open_ones and compilations:
+        middle = open_ones[len(open_ones) // 2]
+        progress(f"compiling {job.variant} with {middle} images a chip at once")
+        try:
+            fits = measure(job.with_images_at_once(middle))["fits"]
+        except InputError:  # its micro-batches do not make whole groups to mix
+            open_ones.remove(middle)
+            continue
+        compilations -= 1
+        largest = middle if fits else largest
+        open_ones = [n for n in open_ones if (n > middle if fits else n < middle)]
+    return largest, compilations
+
+
+def candidates(share: int, tried: int, fits: bool) -> list[int]:
+    """Divisors of a chip's share of a step's images that may be the largest that fits, ascending.
+
+    Args:
+      share: images that a chip sees in a step.
+      tried: how many at once were compiled already.
+      fits: whether they fit.
+    """
+    divisors = [n for n in range(1, share + 1) if share % n == 0]
+    return [n for n in divisors if (n > tried if fits else n < tried)]
+
+
+def memory_needed(message: str) -> tuple[int, int] | None:
+    """Bytes that a program needs and those that there are, from the compiler's refusal."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?)\w* of ([\d.]+)([KMGT]?)\w* hbm", message)
+    if found is None:
+        return None
+    used, used_unit, there, there_unit = found.groups()
+    return int(float(used) * _UNITS[used_unit]), int(float(there) * _UNITS[there_unit])
+
+
+def abstract_batch(job: Job, step: TrainingStep) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of the batch that a step is given."""
+    size, images = step.model.preprocessing.input_size, job.config.data.global_batch
+    return {
+        "image": jax.ShapeDtypeStruct((images, size, size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((images,), jnp.int32),
+    }
+
+
+def bytes_per_chip(shapes: Any, shardings: Any) -> int:
+    """Bytes that one chip holds of a tree of arrays, without the padding of its memory layout.
+
+    Args:
+      shapes: anything with a shape and a type; None holds nothing.
+      shardings: a tree of shardings of the same structure.
+    """
+
+    def part(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sharding.shard_shape(leaf.shape), leaf.dtype)
+
+    return _bytes(jax.tree.map(part, shapes, shardings))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,189 @@
+"""Reading a compiled program's text: what it exchanges between chips, and its estimated cycles.
+
+The text is what `jax.stages.Compiled.as_text()` gives for one chip's share of the program.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+
+# Kinds of exchange between chips. Each may also be written as a pair KIND-start, KIND-done.
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128, "token": 0}
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(")
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(\w+)=(?:\{([^{}]*)\}|(%?[\w.\-]+))")
+_CALLS = {"calls", "to_apply", "body", "condition", "branch_computations", "called_computations"}
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One exchange between chips.
+
+    Attributes:
+      kind: one of `COLLECTIVES`.
+      dtypes: types of its arrays, as the program writes them, such as f32.
+      bytes: of the whole arrays, seen by one chip: what an all-reduce sums, what an all-gather ends
+        with, what a reduce-scatter begins with, what others send.
+      times: how often a run of the program executes it.
+    """
+
+    kind: str
+    dtypes: tuple[str, ...]
+    bytes: int
+    times: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What was read.
+
+    Attributes:
+      collectives: in the order of the text.
+      cycles: sum of the compiler's estimates of its instructions, those of loops as often as they
+        run; 0 where the compiler writes none, as for CPUs.
+      unknown_loops: loops whose number of rounds the text does not say; they count once.
+    """
+
+    collectives: tuple[Collective, ...]
+    cycles: int
+    unknown_loops: int
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Count and bytes of one run, by kind."""
+        result: dict[str, dict[str, int]] = {}
+        for found in self.collectives:
+            total = result.setdefault(found.kind, {"count": 0, "bytes": 0})
+            total["count"] += found.times
+            total["bytes"] += found.bytes * found.times
+        return result
+
+
+def read_program(text: str) -> Program:
+    """Reads the text of an optimised program.
+
+    Args:
+      text: in HLO's notation.
+
+    Raises:
+      ValueError: the text has no entry computation.
+    """
+    computations, entry = _split(text)
+    # A computation stands before those that call it; so in reverse all calls of one are counted
+    # before its own calls are.
+    runs: dict[str, int] = collections.defaultdict(int, {entry: 1})
+    exchanges: list[Collective] = []
+    cycles = unknown = 0
+    for name in reversed(computations):
+        times = runs[name]
+        for line in computations[name] if times else ():
+            match = _INSTRUCTION.match(line)
+            if match is None:
+                continue
+            shape, operation = match.groups()
+            found = _CYCLES.search(line)
+            cycles += times * int(found[1]) if found else 0
+            rounds = 1
+            if operation == "while":
+                known = _rounds(line, computations)
+                unknown += known is None
+                rounds = 1 if known is None else known
+            for called in _called(line):
+                if called in computations:
+                    runs[called] += times * rounds
+            kind = operation.removesuffix("-start")
+            if kind in COLLECTIVES:
+                exchanges.append(_collective(kind, operation, shape, line, times))
+    return Program(tuple(reversed(exchanges)), cycles, unknown)
+
+
+def array_bytes(shape: str) -> int:
+    """Bytes of all arrays in a shape such as `(f32[8,2]{1,0}, pred[])`, without padding."""
+    return (
+        sum(
+            math.prod(int(size) for size in sizes.split(",") if size) * _bits(dtype)
+            for dtype, sizes in _ARRAY.findall(shape)
+        )
+        // 8
+    )
+
+
+def _split(text: str) -> tuple[dict[str, list[str]], str]:
+    computations: dict[str, list[str]] = {}
+    entry, lines = None, []
+    for line in text.splitlines():
+        start = _COMPUTATION.match(line)
+        if start is not None:
+            lines = computations.setdefault(start[2], [])
+            entry = start[2] if start[1] else entry
+        else:
+            lines.append(line)
+    if entry is None:
+        raise ValueError("the text must have an entry computation")
+    return computations, entry
+
+
+def _called(line: str) -> list[str]:
+    names = []
+    for key, several, one in _CALLED.findall(line):
+        if key in _CALLS:
+            names += [name.strip().lstrip("%") for name in (several or one).split(",")]
+    return names
+
+
+def _rounds(line: str, computations: dict[str, list[str]]) -> int | None:
+    known = _TRIPS.search(line)
+    if known:
+        return int(known[1])
+    # A counter that starts at zero and stays below a constant, as `lax.scan` makes it.
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    text = "\n".join(computations.get(condition[1], ())) if condition else ""
+    bounds = re.findall(r"= s32\[\]\S* constant\((\d+)\)", text)
+    return int(bounds[0]) if len(bounds) == 1 and "direction=LT" in text else None
+
+
+def _collective(kind: str, operation: str, shape: str, line: str, times: int) -> Collective:
+    parts = _top_level(shape)
+    if operation in ("all-gather-start", "collective-permute-start") and len(parts) > 1:
+        shape = parts[1]  # (what goes in, what comes out, bookkeeping)
+    size = array_bytes(shape)
+    if kind == "reduce-scatter":
+        groups = _GROUPS.search(line)
+        listed, counted = groups.groups() if groups else (None, None)
+        size *= len(listed.split(",")) if listed else int(counted or 1)
+    dtypes = sorted({dtype for dtype, _ in _ARRAY.findall(shape)})
+    return Collective(kind, tuple(dtypes), size, times)
+
+
+def _top_level(shape: str) -> list[str]:
+    """The parts of a tuple's shape; of anything else, itself."""
+    if not shape.startswith("("):
+        return [shape]
+    parts, depth = [""], 0
+    for character in shape[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def _bits(dtype: str) -> int:
+    if dtype in _BITS:
+        return _BITS[dtype]
+    width = re.search(r"\d+", dtype)  # f32, bf16, u8, f8e4m3fn
+    return int(width[0]) if width else 0
