@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from convnext_jax.errors import InputError
 from convnext_jax.evaluation.evaluator import Evaluator
 from convnext_jax.inference.load import load
 from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
+from convnext_jax.processes import usable_cores
 from convnext_jax.step_builder import accumulation, build_step
-from convnext_jax.step_builder import model_spec as model_spec
 from convnext_jax.training.loop import Run
 from convnext_jax.training.state import TrainState
 
@@ -183,7 +182,7 @@ def build_evaluator(
 
 
 def _workers(config: DataConfig) -> int:
-    return (os.cpu_count() or 1) if config.workers == -1 else config.workers
+    return usable_cores() if config.workers == -1 else config.workers
 
 
 def restore_params(spec: ModelSpec, place: tuple[epath.Path, int], item: str, mesh: Mesh) -> Any:

@@ -46,7 +46,7 @@ class DataConfig:
     crop: str = "random_resized"  # or padded: 4 pixels of black around, for small images
     flip: float = 0.5  # probability of a horizontal flip
     eval_crop: float | None = None  # centre share of the resized image's side; None: the variant's
-    workers: int = 0  # decoding processes; 0: threads of this process; -1: one a core
+    workers: int = 0  # decoding processes; 0: threads of this process; -1: one a usable core
     threads: int = 8  # decoding threads in each process
     on_error: str = "stop"  # at a training image that cannot be read; or skip: take another
     max_skipped: int = 100  # most different images that a process may skip

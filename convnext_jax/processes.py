@@ -80,6 +80,13 @@ def _check_numbers(count: str | None, index: str | None) -> None:
         )
 
 
+def usable_cores() -> int:
+    """Number of cores that this process may use; a container or a cluster may limit them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
+
+
 def is_first() -> bool:
     """Whether this is the process that writes and prints."""
     return jax.process_index() == 0

@@ -12,6 +12,7 @@ from convnext_jax.checkpointing.manager import Checkpoints
 from convnext_jax.config import Config, ModelConfig
 from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
 from convnext_jax.models.variants import Preprocessing
+from convnext_jax.step_builder import model_spec
 
 SIZES = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
 
@@ -33,7 +34,7 @@ def saved(tmp_path_factory):
 def initial(folder, num_classes):
     model = ModelConfig(name="convnext_atto", head_init_scale=1e-3, **SIZES)
     config = dataclasses.replace(Config(), init_from=folder and str(folder), model=model)
-    spec = builders.model_spec(config.model, num_classes)
+    spec = model_spec(config.model, num_classes)
     shardings = sharding.parameter_shardings(spec.abstract_params(), sharding.create_mesh())
     return tree.flatten_with_names(builders.initial_params(config, spec, shardings))
 

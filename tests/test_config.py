@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from convnext_jax.builders import accumulation
 from convnext_jax.config import Config, DataConfig, all_keys, default_config, from_dict, resolve
 from convnext_jax.errors import InputError
+from convnext_jax.step_builder import accumulation
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

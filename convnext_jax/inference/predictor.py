@@ -20,6 +20,7 @@ from convnext_jax.inference.class_names import readable
 from convnext_jax.inference.preprocess import ImageError, ImageLike, Preprocess
 from convnext_jax.models.registry import Model
 from convnext_jax.models.variants import Preprocessing
+from convnext_jax.processes import usable_cores
 
 
 class Prediction(NamedTuple):
@@ -87,7 +88,7 @@ class Predictor:
         self.class_names = readable(class_names, model.num_classes)
         self._preprocess = Preprocess(preprocessing)
         self._batch_size = batch_size
-        self._threads = (os.cpu_count() or 1) if threads is None else threads
+        self._threads = usable_cores() if threads is None else threads
         self._mesh = sharding.create_mesh()
         graph, state = nnx.split(model)
         self._params = jax.device_put(nnx.to_pure_dict(state), sharding.replicated(self._mesh))
