@@ -18,12 +18,15 @@ ROOT = Path(__file__).parents[2]
 # elements, two that fsdp splits.
 TINY = ("--config.model.depths=(1,1,1,1)", "--config.model.dims=(8,16,32,64)")
 
+# Most of the time would go to compiling, for few steps of a model that needs no fast program.
+QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
 
 def environment(data_dir, cache_dir, devices=1):
     """Environment variables for a command: CPU, `devices` of them, a cache of programs."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILATION}",
         "JAX_COMPILATION_CACHE_DIR": str(cache_dir),
         "JAX_NUMPY_RANK_PROMOTION": "raise",
         "TFDS_DATA_DIR": str(data_dir),
@@ -66,7 +69,7 @@ def start_processes(workdir, env, count, *overrides, devices=1, **kwargs):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILATION}"
     return [
         subprocess.Popen(
             train_command(workdir, *overrides, **kwargs),
@@ -117,8 +120,15 @@ def wait_for(processes, condition, timeout=300):
 def arrays(workdir, step):
     """Everything that a checkpoint holds, read without the project's code."""
     found = {}
+    reader = ocp.PyTreeCheckpointer()
     for item in ("params", "ema", "optimizer"):
-        tree = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / item)
+        folder = workdir / "checkpoints" / str(step) / item
+        # As NumPy arrays, whatever devices and processes wrote them.
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            reader.metadata(folder).item_metadata.tree,
+        )
+        tree = reader.restore(folder, restore_args=as_numpy)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return found

@@ -67,9 +67,6 @@ class Trained:
 def train(folders, tmp_path_factory):
     """Runs a config with SMALL and `values`, and checks what holds for every one."""
     env = commands.environment(*folders)
-    # Most of the time would go to compiling, for two steps of a model that needs no fast program.
-    env["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
-    env["XLA_FLAGS"] += " --xla_llvm_disable_expensive_passes=true"
 
     def run(family, name, values):
         workdir = tmp_path_factory.mktemp(family)

@@ -1,0 +1,25 @@
+"""The short form of `make chaos`: a kill of each sort that no other test has for two processes."""
+
+import pytest
+from e2e import chaos, commands
+
+
+@pytest.fixture(scope="module")
+def expected(folders, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("expected")
+    chaos.reference(workdir, commands.environment(*folders))
+    return workdir
+
+
+@pytest.mark.parametrize("kind", ["one", "save", "sigterm"])
+def test_two_processes_survive(kind, expected, env, tmp_path):
+    kill = next(kill for kill in chaos.draw(seed=1, count=5) if kill.kind == kind)
+    row = chaos.survive(kill, tmp_path, expected, env)
+    assert row["resumed"] <= row["recorded"]
+
+
+def test_draws_are_those_of_the_seed():
+    kills = chaos.draw(seed=3, count=20)
+    assert kills == chaos.draw(seed=3, count=20) != chaos.draw(seed=4, count=20)
+    assert [kill.kind for kill in kills[:5]] == list(chaos.KINDS)
+    assert [kill.processes for kill in kills] == 20 * [2] + [1, 4]
