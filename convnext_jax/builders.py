@@ -220,16 +220,29 @@ def prepare_workdir(workdir: str) -> Path:
             f" with `--config.checkpoint.dir={workdir}`"
         )
     path = Path(workdir).expanduser().absolute()
+    require_writable("--workdir", epath.Path(path))
+    return path
+
+
+def require_writable(name: str, path: epath.Path) -> None:
+    """Creates a directory, if need be, and a file in it, which it takes away again.
+
+    Args:
+      name: of the flag or key that chose it.
+      path: absolute.
+
+    Raises:
+      InputError: that failed.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-test-{jax.process_index()}"
         probe.write_bytes(b"")
         probe.unlink()
-    except OSError as error:
+    except Exception as error:  # buckets have errors of their own
         raise InputError(
-            f"`--workdir` (={workdir}) must be a directory that can be written: {error}"
+            f"`{name}` (={path}) must be a directory that can be written: {error}"
         ) from error
-    return path
 
 
 def describe_plan(config: Config, mesh: Mesh, steps: Steps, training: int, held_out: int) -> str:

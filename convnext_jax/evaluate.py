@@ -71,8 +71,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
     evaluator = builders.build_evaluator(model, source, data, mesh, bool(arguments.confusion))
     params = builders.restore_params(model.spec, place, item, mesh)
     results = evaluator({item: params})[item]
-    if arguments.confusion:
-        write_confusion(Path(arguments.confusion), results.pop("confusion"), source.class_names)
+    confusion = results.pop("confusion", None)
+    if confusion is not None and processes.is_first():
+        write_confusion(Path(arguments.confusion), confusion, source.class_names)
     return {
         "model": model.spec.name,
         "step": place[1],

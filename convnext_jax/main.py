@@ -7,6 +7,7 @@ first come with one sentence on stderr.
 
 import itertools
 import os
+import sys
 import time
 from collections.abc import Sequence
 
@@ -40,6 +41,7 @@ def run(config: Config, place: str, preemption: processes.Preemption) -> None:
     # Process 0 may be the only one that sees its workdir.
     finished = bool(processes.from_first(np.bool_(finished)))
     if not finished:
+        builders.require_writable("checkpoint.dir", directory)
         loop.train(job, workdir, directory, preemption)
     if not processes.is_first():
         return
@@ -112,14 +114,22 @@ def main(argv: Sequence[str]) -> None:
     del argv
     # Libraries log how they work and what they raise; a run reports itself.
     logging.set_verbosity(logging.FATAL)
-    with exit_in_one_sentence():
-        config = resolve(_CONFIG.value)
-        if config.compilation_cache:
-            keep_compiled_programs()
-        processes.join()
-        preemption = processes.Preemption()
-        with processes.ending_together():
-            run(config, str(_WORKDIR.value), preemption)
+    try:
+        with exit_in_one_sentence():
+            config = resolve(_CONFIG.value)
+            if config.compilation_cache:
+                keep_compiled_programs()
+            processes.join()
+            preemption = processes.Preemption()
+            with processes.ending_together():
+                run(config, str(_WORKDIR.value), preemption)
+    except SystemExit as end:
+        if end.code == 1:
+            # After a save that failed, threads of Orbax wait for parts of it that do not come, and
+            # the interpreter would wait for them.
+            sys.stdout.flush()
+            os._exit(1)
+        raise
 
 
 if __name__ == "__main__":

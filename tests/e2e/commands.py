@@ -11,12 +11,26 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from PIL import Image
+from sklearn.datasets import load_digits
 
 ROOT = Path(__file__).parents[2]
 
 # A model that compiles and trains in seconds, yet has every kind of parameter and, with 2**14
 # elements, two that fsdp splits.
 TINY = ("--config.model.depths=(1,1,1,1)", "--config.model.dims=(8,16,32,64)")
+
+
+def on_folders(images):
+    """Overrides that train on `write_digit_folders`'s images."""
+    return (
+        "--config.data.name=folder",
+        f"--config.data.dir={images}",
+        "--config.data.train_split=train",
+        "--config.data.eval_split=val",
+        "--config.data.global_batch=16",
+    )
+
 
 # Most of the time would go to compiling, for few steps of a model that needs no fast program.
 QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -66,13 +80,18 @@ def losses(workdir):
 
 def start_processes(workdir, env, count, *overrides, devices=1, **kwargs):
     """Starts one run as `count` processes of `devices` virtual devices each."""
+    return start_together(train_command(workdir, *overrides, **kwargs), env, count, devices)
+
+
+def start_together(command, env, count, devices=1):
+    """Starts a command as `count` processes that meet, of `devices` virtual devices each."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     flags = f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILATION}"
     return [
         subprocess.Popen(
-            train_command(workdir, *overrides, **kwargs),
+            command,
             env=env
             | {
                 "XLA_FLAGS": flags,
@@ -115,6 +134,16 @@ def wait_for(processes, condition, timeout=300):
         if time.monotonic() > deadline or any(p.poll() is not None for p in processes):
             raise AssertionError(end_of(processes, timeout=20))
         time.sleep(0.0005)
+
+
+def write_digit_folders(root, count):
+    """Writes the first digits as two classes of images, `ROOT/{train,val}/{0,1}/*.png`."""
+    pixels, labels = load_digits(return_X_y=True)
+    for row in range(count):
+        folder = root / ("val" if row % 5 == 0 else "train") / str(labels[row] % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        image = (pixels[row].reshape(8, 8) * 15).astype(np.uint8)
+        Image.fromarray(image).save(folder / f"{row}.png")
 
 
 def arrays(workdir, step):

@@ -1,6 +1,8 @@
 """Several processes are one run: the same numbers, one end, and one place to stop."""
 
+import json
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -77,16 +79,7 @@ def test_a_preempted_run_goes_on_with_another_number_of_processes(
 
 def test_an_error_in_one_process_ends_all_with_its_sentence(env, tmp_path):
     images = tmp_path / "images"
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    for row in range(80):
-        folder = images / ("val" if row % 5 == 0 else "train") / str(labels[row] % 2)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((pixels[row].reshape(8, 8) * 15).astype(np.uint8)).save(
-            folder / f"{row}.png"
-        )
+    commands.write_digit_folders(images, count=80)
     broken = sorted((images / "train").glob("*/*.png"))[5]
     broken.write_bytes(broken.read_bytes()[:60])
     processes = commands.start_processes(
@@ -94,11 +87,7 @@ def test_an_error_in_one_process_ends_all_with_its_sentence(env, tmp_path):
         env,
         2,
         *commands.TINY,
-        "--config.data.name=folder",
-        f"--config.data.dir={images}",
-        "--config.data.train_split=train",
-        "--config.data.eval_split=val",
-        "--config.data.global_batch=16",
+        *commands.on_folders(images),
         "--config.num_epochs=30",
         "--config.eval_every_epochs=10",
     )
@@ -111,6 +100,20 @@ def test_an_error_in_one_process_ends_all_with_its_sentence(env, tmp_path):
     assert all(len(lines) == 1 and broken.name in lines[0] for lines in sentences), sentences
     # One read the image; the other says who did.
     assert sum("error: process " in lines[0] for lines in sentences) == 1, sentences
+
+
+def test_an_evaluation_by_two_processes_is_that_of_one(one_process, env, tmp_path):
+    command = [sys.executable, "-m", "convnext_jax.evaluate", "--checkpoint", str(one_process)]
+    command += ["--json", "--confusion"]
+    alone = commands.run([*command, str(tmp_path / "alone.csv")], env)
+    ends = commands.end_of(commands.start_together([*command, str(tmp_path / "two.csv")], env, 2))
+    assert [status for status, *_ in ends] == [0, 0], ends
+    assert "{" not in ends[1][1]  # only the first reports; Gloo greets on stdout
+    found, wanted = json.loads(ends[0][1].splitlines()[-1]), json.loads(alone.stdout)
+    # The loss is a mean of float32, whose sum depends on the devices; the rest is counted.
+    np.testing.assert_allclose(found.pop("loss"), wanted.pop("loss"), rtol=1e-5)
+    assert found == wanted and found["num_examples"] == 360
+    assert (tmp_path / "two.csv").read_text() == (tmp_path / "alone.csv").read_text()
 
 
 def test_variables_that_are_incomplete_are_one_sentence(env, tmp_path):

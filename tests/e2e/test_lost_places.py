@@ -1,0 +1,93 @@
+"""The data or the place of the checkpoints is lost in the middle of a run, and comes back."""
+
+import subprocess
+
+import pytest
+from e2e import commands
+from e2e.test_bad_input import refused
+
+from convnext_jax.checkpointing.manager import completed_steps
+
+STEPS = 60
+OVERRIDES = (
+    *commands.TINY,
+    "--config.log_every_steps=1",
+    "--config.eval_every_epochs=100",
+    "--config.checkpoint.every_steps=5",
+)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_data_directory_is_lost(workers, env, tmp_path):
+    images = tmp_path / "images"
+    commands.write_digit_folders(images, count=80)
+    overrides = (
+        *OVERRIDES,
+        *commands.on_folders(images),
+        f"--config.num_steps={STEPS}",
+        f"--config.data.workers={workers}",
+        # Few batches are read ahead of the steps.
+        "--config.data.threads=1",
+    )
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    commands.train(whole, env, *overrides)
+
+    process = subprocess.Popen(
+        commands.train_command(broken, *overrides),
+        env=env,
+        cwd=commands.ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    commands.wait_for([process], lambda: commands.last_step(broken) >= 6)
+    images.rename(tmp_path / "elsewhere")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    (line,) = errors.splitlines()
+    assert line.startswith("error: ") and str(images) in line and ".png" in line
+    saved = completed_steps(broken / "checkpoints")
+    assert 5 <= max(saved) < STEPS
+    assert not [p for p in (broken / "checkpoints").iterdir() if "tmp" in p.name]
+
+    refused(commands.run(commands.train_command(broken, *overrides), env), 2, str(images))
+    (tmp_path / "elsewhere").rename(images)
+    assert "resuming after step" in commands.train(broken, env, *overrides).stdout
+    commands.assert_identical(broken, whole, STEPS)
+
+
+def test_the_checkpoints_become_read_only(env, tmp_path):
+    # In a mount namespace of its own, so that no rights are needed and nothing is left mounted.
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = commands.train_command(
+        tmp_path / "run",
+        *OVERRIDES,
+        f"--config.checkpoint.dir={disk}/checkpoints",
+        "--config.num_steps=400",
+    )
+    train = subprocess.list2cmdline(f"'{argument}'" for argument in command)
+    evaluate = [*command[:2], "convnext_jax.evaluate", "--checkpoint", f"{disk}/checkpoints"]
+    script = f"""
+        mount -t tmpfs -o size=50m tmpfs {disk}
+        {train} 2> {tmp_path}/first &
+        until [ -d {disk}/checkpoints/10 ]; do sleep 0.01; done
+        # Not while a file is open for writing.
+        until mount -o remount,ro {disk} 2> /dev/null; do sleep 0.001; done
+        wait $!; echo first status $?
+        {train} 2> {tmp_path}/second; echo second status $?
+        ls {disk}/checkpoints
+        {subprocess.list2cmdline(evaluate)}
+    """
+    result = commands.run(["unshare", "--mount", "--map-root-user", "sh", "-c", script], env)
+    said = result.stdout + result.stderr
+    assert "first status 1" in said, said + (tmp_path / "first").read_text()
+    (line,) = (tmp_path / "first").read_text().splitlines()
+    assert line.startswith("error: saving step ") and "Read-only file system" in line
+    assert "is complete and usable" in line
+    assert "second status 2" in said, said + (tmp_path / "second").read_text()
+    (line,) = (tmp_path / "second").read_text().splitlines()
+    assert line.startswith("error: ") and f"{disk}/checkpoints" in line
+    assert "Read-only file system" in line
+    assert "on 360 images" in said  # the newest checkpoint can still be read
+    assert result.returncode == 0
