@@ -23,12 +23,12 @@ RUNS = {
     "XL": "configs/imagenet22k.py:xlarge",
 }
 SLICES = ("v4:4x4x8", "v5e:16x16", "v6e:16x16")
-# Run, slice, chips along fsdp. The last two: what fsdp exchanges, and whether other numbers of
+# Run, slice, chips along fsdp. The first two: what fsdp exchanges, and whether other numbers of
 # images a chip follow from those of a larger slice.
 PLANS = [
-    *((run, topology, 1) for topology in SLICES for run in RUNS),
     ("XL", "v5e:16x16", 16),
     ("T", "v5e:4x4", 1),
+    *((run, topology, 1) for topology in SLICES for run in RUNS),
 ]
 CHIP_COUNTS = tuple(2**n for n in range(3, 13))
 # What this project's hosts have: four chips each, in all three kinds of slices.
