@@ -8,6 +8,7 @@ Plans that the results file has are kept, unless they are wanted again. Writes
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import subprocess
 import sys
@@ -74,18 +75,20 @@ def at(plan: dict[str, Any], chip: Chip, chips: int) -> dict[str, float]:
       chips: how many.
 
     Returns:
-      `images_per_chip`; seconds of a step: `compute`, `exchange`, `step`; `images_per_second`;
-      `hours` of the run.
+      `images_per_chip`; seconds of a step: `update`, `compute` with it, `exchange`, `step`;
+      `images_per_second`; `hours` of the run.
     """
     update = UPDATE_BYTES * plan["memory"]["parameters"] / 4 / chip.bandwidth
     images = plan["global_batch"] / chips
     share = images / (plan["global_batch"] / plan["chips"])
-    compute = update + (plan["compute_seconds"] - update) * share
+    images_work = (plan["compute_seconds"] - update) * share
+    compute = update + images_work
     reduced = plan["collectives"]["all-reduce"]["bytes"]
     exchange = 2 * (chips - 1) / chips * reduced / chip.link
     step = compute + exchange
     return {
         "images_per_chip": images,
+        "update": update,
         "compute": compute,
         "exchange": exchange,
         "step": step,
@@ -159,6 +162,33 @@ def _scaling_table(run: str, kind: str, plan: dict[str, Any], images_per_core: f
     return "\n".join(lines)
 
 
+def limits_table(plans: dict[str, Any]) -> str:
+    """Where each run stops to scale at its batch, and what takes the time then."""
+    lines = [
+        "| run | chip | 80 % up to | 50 % up to | images a chip there | at 4,096: images | update |"
+        " exchange |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for topology, run in itertools.product(SLICES, RUNS):
+        plan = plans.get(key(run, topology, 1))
+        if plan is None or not plan["fits"]:
+            continue
+        kind = topology.partition(":")[0]
+        rows = {chips: at(plan, CHIPS[kind], chips) for chips in CHIP_COUNTS}
+        rates = {chips: row["images_per_second"] / chips for chips, row in rows.items()}
+        least = rates[CHIP_COUNTS[0]]
+        upto = [max(n for n in CHIP_COUNTS if rates[n] >= part * least) for part in (0.8, 0.5)]
+        last = rows[CHIP_COUNTS[-1]]
+        shares = [(last["compute"] - last["update"]), last["update"], last["exchange"]]
+        lines.append(
+            f"| {run} | {kind} | {upto[0]:,} chips | {upto[1]:,} chips |"
+            f" {rows[upto[0]]['images_per_chip']:.0f}, {rows[upto[1]]['images_per_chip']:.0f} | "
+            + " | ".join(f"{share / last['step']:.0%}" for share in shares)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
 def checked(plans: dict[str, Any]) -> str:
     """How far the extrapolation to other numbers of images a chip is from a plan of its own."""
     large, small = (plans.get(key("T", topology, 1)) for topology in ("v5e:16x16", "v5e:4x4"))
@@ -208,6 +238,7 @@ def main() -> None:
     parts = {
         "plans": plans_table(plans),
         "checked": checked(plans),
+        "limits": limits_table(plans),
         "scaling": scaling_tables(plans, per_core["ours"]),
         "checkpoints": checkpoint_table(plans),
     }
