@@ -50,9 +50,11 @@ PEERS = ("timm", "timm-compile", "nnx-naive")
 MODES = ("infer", "train")
 DTYPES = ("float32", "bfloat16")
 # Of the contestants' processes. By default glibc gives large buffers back to the kernel at every
-# step and faults them in again, which slows some programs and not others. With preallocation peak
-# memory would mean nothing; with caches, compilation times.
+# step and faults them in again, which slows some programs and not others; buffers of threads other
+# than the first always, unless there is one arena for all. With preallocation peak memory would
+# mean nothing; with caches, compilation times.
 ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
     "MALLOC_TOP_PAD_": str(1 << 30),

@@ -171,14 +171,25 @@ def find_prepared(
 
 
 def check_known(name: str) -> None:
-    """Raises InputError with the closest names if TFDS does not know `name`."""
+    """Raises InputError, with the closest names, unless `name` is a dataset that can be prepared.
+
+    That is one of TFDS or of ours. A `folder` is read as it is.
+    """
+    base = base_name(name)
+    if base == folder.NAME:
+        raise InputError(
+            f"dataset `{name}` cannot be prepared and has no versions: as `{folder.NAME}`, training"
+            f" reads the images below `data.dir` as they are"
+        )
     # Without community datasets, whose list would be fetched over the network.
     known = {*tfds.list_builders(with_community_datasets=False), digits.NAME, imagenet22k.NAME}
-    base = base_name(name)
     if base in known:
         return
-    hint = did_you_mean(base, known)
-    raise InputError(f"dataset `{name}` must be the name of a TFDS dataset or `digits`{hint}")
+    hint = did_you_mean(base, known | {folder.NAME})
+    raise InputError(
+        f"dataset `{name}` must be `{digits.NAME}`, `{folder.NAME}`, `{imagenet22k.NAME}` or the"
+        f" name of a TFDS dataset{hint}"
+    )
 
 
 def base_name(name: str) -> str:

@@ -87,8 +87,12 @@ def test_overwriting_that_fails_keeps_what_was_there(tmp_path, capsys, monkeypat
     [
         (
             ["imagnet2012"],
-            "must be the name of a TFDS dataset or `digits`; did you mean imagenet2012",
+            "dataset `imagnet2012` must be `digits`, `folder`, `imagenet22k` or the name of a TFDS"
+            " dataset; did you mean imagenet2012",
         ),
+        (["foldr"], "; did you mean folder"),
+        (["folder"], "dataset `folder` cannot be prepared and has no versions: as `folder`, "),
+        (["folder:1.0.0"], "training reads the images below `data.dir` as they are"),
         (["digits:8.0.0"], "dataset `digits:8.0.0` cannot be opened: "),
         (["mnist/nothing"], "dataset `mnist/nothing` cannot be opened: "),
         (["digits", "--convert"], "`--convert` adds array_record files to a prepared dataset"),
