@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m convnext_jax.data.prepare",
         description="Prepares a dataset as array_record files, which training reads by index.",
     )
-    parser.add_argument("name", help="TFDS name, such as imagenet2012, or digits")
+    parser.add_argument("name", help="TFDS name, such as imagenet2012, or digits or imagenet22k")
     parser.add_argument("--data_dir", help="root to write below (default: TFDS's own)")
     parser.add_argument("--manual_dir", help="directory of archives downloaded by hand")
     parser.add_argument("--overwrite", action="store_true", help="prepare anew what is there")
