@@ -59,6 +59,7 @@ class Checkpoints:
         ]
         self._directory = epath.Path(directory)
         self._saving: int | None = None  # the step whose save was started last
+        self._failed = False
         self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -153,6 +154,7 @@ class Checkpoints:
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> RunError:
+        self._failed = True
         complete = completed_steps(self._directory)
         kept = (
             f"step {complete[-1]} is complete and usable" if complete else "there is no earlier one"
@@ -162,8 +164,17 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits for saves and frees threads; a save that failed has been raised before."""
-        self._manager.close()
+        """Waits for saves and frees threads.
+
+        Raises:
+          RunError: a save failed, and no call raised that before.
+        """
+        try:
+            self._manager.close()
+        except Exception as error:
+            # Each of Orbax's threads of a save that failed has an error; the first said why.
+            if not self._failed:
+                raise self._failure(error) from error
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

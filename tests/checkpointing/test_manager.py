@@ -110,3 +110,23 @@ def test_a_save_that_fails_says_what_is_left(tmp_path):
     with pytest.raises(RunError, match=r"saving step 2 to .* failed \(.*\); step 1 is complete"):
         checkpoints.save(2, {"params": params()}, {"not JSON": object()})
         checkpoints.wait()
+
+
+@pytest.mark.parametrize("raised_before", [False, True])
+def test_closing_raises_only_what_was_not_raised_before(raised_before, tmp_path, monkeypatch):
+    checkpoints = manager.Checkpoints(tmp_path, best_metric="top1")
+    checkpoints.save(1, {"params": params()}, {})
+    checkpoints.wait()
+
+    def fail(*_):
+        raise OSError("another thread's error")
+
+    monkeypatch.setattr(checkpoints._manager, "close", fail)
+    if raised_before:
+        monkeypatch.setattr(checkpoints._manager, "check_for_errors", fail)
+        with pytest.raises(RunError):
+            checkpoints.check()
+        checkpoints.close()
+    else:
+        with pytest.raises(RunError, match="saving step 1 to .* failed"):
+            checkpoints.close()
