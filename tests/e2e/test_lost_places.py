@@ -17,11 +17,15 @@ OVERRIDES = (
 )
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_the_data_directory_is_lost(workers, env, tmp_path):
-    images = tmp_path / "images"
-    commands.write_digit_folders(images, count=80)
-    overrides = (
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images") / "digits"
+    commands.write_digit_folders(folder, count=80)
+    return folder
+
+
+def on_images(images, workers):
+    return (
         *OVERRIDES,
         *commands.on_folders(images),
         f"--config.num_steps={STEPS}",
@@ -29,9 +33,18 @@ def test_the_data_directory_is_lost(workers, env, tmp_path):
         # Few batches are read ahead of the steps.
         "--config.data.threads=1",
     )
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    commands.train(whole, env, *overrides)
 
+
+@pytest.fixture(scope="module")
+def whole(folders, images, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    commands.train(workdir, commands.environment(*folders), *on_images(images, workers=0))
+    return workdir
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_data_directory_is_lost(workers, images, whole, env, tmp_path):
+    overrides, broken = on_images(images, workers), tmp_path / "broken"
     process = subprocess.Popen(
         commands.train_command(broken, *overrides),
         env=env,

@@ -51,7 +51,16 @@ def one_process(folders, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("count, devices, fsdp", [(2, 2, 1), (4, 1, 2)])
+@pytest.mark.parametrize(
+    "count, devices, fsdp",
+    [
+        (2, 2, 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(2, 2, 1), (4, 1, 1), (4, 1, 2)]
+        ),
+    ],
+)
 def test_processes_give_the_run_of_one(count, devices, fsdp, one_process, env, tmp_path):
     ends = train(tmp_path, env, count, f"--config.mesh.fsdp={fsdp}", devices=devices)
     assert_same_run(tmp_path, one_process)
