@@ -117,7 +117,7 @@ def sections() -> dict[str, str]:
         tests = json.loads((RESULTS / "tests.json").read_text())
         measured.append(
             f"- `make test` takes {tests['command_seconds'] / 60:.0f} minutes:"
-            f" {tests['closing_line'].partition(' in ')[0]}"
+            f" {tests['closing_line'].partition(' passed')[0]} tests passed"
         )
     return {"models": "\n".join(rows), "measured": "\n".join(measured)}
 
