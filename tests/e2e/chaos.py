@@ -76,10 +76,10 @@ class Kill:
             return commands.last_step(workdir) >= self.step
 
         def saving() -> bool:
-            return reached() and any("tmp" in name for name in saved(workdir))
+            return reached() and any("tmp" in name for name in commands.saved(workdir))
 
         def evaluating() -> bool:
-            return reached() and str(self.step) not in saved(workdir)
+            return reached() and str(self.step) not in commands.saved(workdir)
 
         return {"save": saving, "evaluation": evaluating}.get(self.kind, reached)
 
@@ -98,12 +98,6 @@ def draw(seed: int, count: int) -> list[Kill]:
         step, delay = rng.randrange(8, STEPS - 10), rng.uniform(0, 0.05)
         kills.append(Kill("all", (0, 1), step, delay, processes))
     return kills
-
-
-def saved(workdir: Path) -> list[str]:
-    """Names of the run's checkpoints, those half written included."""
-    folder = workdir / "checkpoints"
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
 def strike(kill: Kill, workdir: Path, env: dict[str, str]) -> list[int]:
@@ -161,7 +155,7 @@ def survive(kill: Kill, folder: Path, expected: Path, env: dict[str, str]) -> di
         assert all(statuses), statuses  # no process takes a broken run for a whole one
     reached = commands.last_step(workdir)
     resumed = finish(kill, workdir, env)
-    assert hashes(workdir) == hashes(expected)
+    assert commands.hashes(workdir) == commands.hashes(expected)
     found, wanted = commands.losses(workdir), commands.losses(expected)
     assert found.keys() == wanted.keys() == set(range(1, STEPS + 1))
     away = max(abs(found[step] - wanted[step]) / wanted[step] for step in wanted)
@@ -179,16 +173,11 @@ def survive(kill: Kill, folder: Path, expected: Path, env: dict[str, str]) -> di
     }
 
 
-def hashes(workdir: Path) -> dict[int, float]:
-    """The number of each batch, by step."""
-    return {r["step"]: r["batch_hash"] for r in commands.records(workdir) if "loss" in r}
-
-
 def reference(workdir: Path, env: dict[str, str]) -> None:
     """The run that nothing happens to."""
     ends = commands.end_of(commands.start_processes(workdir, env, 2, *OVERRIDES))
     assert all(status == 0 for status, *_ in ends), ends
-    assert len(set(hashes(workdir).values())) == STEPS  # they tell batches apart
+    assert len(set(commands.hashes(workdir).values())) == STEPS  # they tell batches apart
 
 
 def table(result: dict[str, Any]) -> str:

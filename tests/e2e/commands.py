@@ -78,6 +78,17 @@ def losses(workdir):
     return {r["step"]: r["loss"] for r in records(workdir) if "loss" in r}
 
 
+def hashes(workdir):
+    """The number of each batch, by step, of a run that logged them."""
+    return {r["step"]: r["batch_hash"] for r in records(workdir) if "loss" in r}
+
+
+def saved(workdir):
+    """Names of a run's checkpoints, those half written included."""
+    folder = workdir / "checkpoints"
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
 def start_processes(workdir, env, count, *overrides, devices=1, **kwargs):
     """Starts one run as `count` processes of `devices` virtual devices each."""
     return start_together(train_command(workdir, *overrides, **kwargs), env, count, devices)

@@ -18,12 +18,8 @@ OVERRIDES = (
 )
 
 
-def hashes(workdir):
-    return {r["step"]: r["batch_hash"] for r in commands.records(workdir) if "loss" in r}
-
-
 def assert_same_run(workdir, expected):
-    assert hashes(workdir) == hashes(expected)
+    assert commands.hashes(workdir) == commands.hashes(expected)
     found, wanted = commands.losses(workdir), commands.losses(expected)
     assert found.keys() == wanted.keys() == set(range(1, STEPS + 1))
     # The reasons are in test_devices.py: only the order of sums differs, and AdamW amplifies that.
@@ -47,7 +43,7 @@ def train(workdir, env, count, *overrides, devices=1):
 def one_process(folders, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one")
     commands.train(workdir, commands.environment(*folders, devices=4), *OVERRIDES)
-    assert len(set(hashes(workdir).values())) == STEPS  # they tell batches apart
+    assert len(set(commands.hashes(workdir).values())) == STEPS  # they tell batches apart
     return workdir
 
 

@@ -16,11 +16,6 @@ OVERRIDES = (
 )
 
 
-def saved(workdir):
-    folder = workdir / "checkpoints"
-    return [p.name for p in folder.iterdir()] if folder.is_dir() else []
-
-
 def kill_when(command, env, condition):
     """Starts a command and kills it once `condition()` holds; says whether it was alive."""
     process = subprocess.Popen(
@@ -43,9 +38,11 @@ def test_killed_runs_end_bit_identical(env, tmp_path):
 
     moments = [
         lambda: last_step() >= 3,  # nothing saved yet
-        lambda: any("tmp" in name for name in saved(broken)),  # while a checkpoint is written
-        lambda: last_step() >= 13 and "13" not in saved(broken),  # at an evaluation
-        lambda: any("tmp" in name for name in saved(broken)) and last_step() > 20,
+        lambda: any(
+            "tmp" in name for name in commands.saved(broken)
+        ),  # while a checkpoint is written
+        lambda: last_step() >= 13 and "13" not in commands.saved(broken),  # at an evaluation
+        lambda: any("tmp" in name for name in commands.saved(broken)) and last_step() > 20,
     ]
     command = commands.train_command(broken, *OVERRIDES)
     killed = [kill_when(command, env, moment) for moment in moments]
