@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from convnext_jax import sharding, tree
 from convnext_jax.checkpointing.manager import absolute, abstract_like, restore
 from convnext_jax.config import Config, DataConfig, Steps
+from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.data.pipeline import Batches, eval_batches, train_batches
 from convnext_jax.data.sources import Dataset, open_source
 from convnext_jax.data.transforms import EvalTransform, TrainTransform
@@ -40,6 +41,7 @@ def build_run(config: Config, began: float) -> Run:
     accumulation(config.data, mesh.size)  # fails before the data is opened
     source = open_source(config.data.name, config.data.train_split, config.data.dir)
     held_out = open_source(config.data.name, config.data.eval_split, config.data.dir)
+    allow_open_files([source, held_out], workers_of(config.data))
     step = build_step(config, mesh, source.num_classes, len(source), source.class_names)
     model, steps = step.model, step.steps
 
@@ -69,7 +71,7 @@ def build_run(config: Config, began: float) -> Run:
             rows=sharding.rows_of_this_process(mesh, config.data.global_batch),
             skip_bad=config.data.on_error == "skip",
             max_skipped=config.data.max_skipped,
-            workers=_workers(config.data),
+            workers=workers_of(config.data),
             threads=config.data.threads,
         )
 
@@ -170,7 +172,7 @@ def build_evaluator(
             transform,
             global_batch=batch,
             rows=sharding.rows_of_this_process(mesh, batch),
-            workers=_workers(data),
+            workers=workers_of(data),
             threads=data.threads,
         ),
         num_examples=len(source),
@@ -181,7 +183,8 @@ def build_evaluator(
     )
 
 
-def _workers(config: DataConfig) -> int:
+def workers_of(config: DataConfig) -> int:
+    """How many decoding workers a process of a run has for each split."""
     return usable_cores() if config.workers == -1 else config.workers
 
 

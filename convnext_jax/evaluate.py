@@ -15,6 +15,7 @@ from absl import logging
 from convnext_jax import builders, processes, sharding
 from convnext_jax.checkpointing.manager import find_step, read_description
 from convnext_jax.config import from_dict
+from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.data.sources import open_source
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.models.spec import ModelDescription
@@ -68,6 +69,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
             f"dataset `{data.name}` has {source.num_classes} classes, but the checkpoint's"
             f" model has {model.spec.num_classes}"
         )
+    allow_open_files([source], builders.workers_of(data))
     evaluator = builders.build_evaluator(model, source, data, mesh, bool(arguments.confusion))
     params = builders.restore_params(model.spec, place, item, mesh)
     results = evaluator({item: params})[item]

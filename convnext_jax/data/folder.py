@@ -20,7 +20,10 @@ class FolderSource:
       split: name of the split's folder.
       class_names: names of the class folders, sorted; a label is a place in them.
       num_classes: how many there are.
+      num_files: how many files stay open: none.
     """
+
+    num_files = 0
 
     def __init__(self, root: Path, split: str):
         """Lists the files; opens none.

@@ -30,6 +30,7 @@ class Source:
       split: split, as given, such as `train` or `train[:90%]`.
       class_names: name of each class, by label.
       num_classes: how many classes there are.
+      num_files: how many files stay open in a process that has read from all of them.
     """
 
     def __init__(self, builder_dir: str, name: str, split: str):
@@ -62,6 +63,7 @@ class Source:
                 f"split `{split}` of dataset `{name}` must be one of {there}, or a range of"
                 f" examples in one of them such as `train[:90%]`"
             ) from error
+        self.num_files = len(builder.info.splits[split].file_instructions)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the place of the files, so that another process opens its own."""

@@ -66,11 +66,15 @@ class Odd(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raise AssertionError
 
 
-def write_odd(data_dir, examples, **features):
-    """Writes the dataset `odd`. Features that are not given: `image`, `label` (3), `file_name`."""
-    features = features or {
+def features():
+    """The features of `odd` where a test gives no others."""
+    return {
         "image": tfds.features.Image(encoding_format="jpeg"),
         "label": tfds.features.ClassLabel(num_classes=3),
         "file_name": tfds.features.Text(),
     }
-    Odd(examples, features, data_dir).download_and_prepare(file_format="array_record")
+
+
+def write_odd(data_dir, examples, **others):
+    """Writes the dataset `odd`. Features that are not given: `image`, `label` (3), `file_name`."""
+    Odd(examples, others or features(), data_dir).download_and_prepare(file_format="array_record")
