@@ -46,7 +46,7 @@ def build_run(config: Config, began: float) -> Run:
     model, steps = step.model, step.steps
 
     def initialize() -> TrainState:
-        params = initial_params(config, model.spec, step.state_shardings.params)
+        params = initial_params(config, model.spec, mesh)
         state_from = jax.jit(
             step.initial_state, out_shardings=step.state_shardings, donate_argnums=0
         )
@@ -101,20 +101,21 @@ def build_run(config: Config, began: float) -> Run:
     )
 
 
-def initial_params(config: Config, spec: ModelSpec, shardings: Any) -> Any:
+def initial_params(config: Config, spec: ModelSpec, mesh: Mesh) -> Any:
     """The parameters that a run starts with: those of `init_from`, or random ones.
 
     Args:
       config: names the weights to start from. Their head is left out, for a random one, where they
         are for another number of classes or the config says so.
       spec: the model.
-      shardings: where the parameters go; a tree like them.
+      mesh: where the parameters go, each straight to its place.
 
     Raises:
       InputError: there are no such weights, or they are another model's.
     """
     key = jax.random.key(config.seed)
     if config.init_from is None:
+        shardings = sharding.parameter_shardings(spec.abstract_params(), mesh)
         draw = jax.jit(lambda key: params_of(spec.create(nnx.Rngs(key))), out_shardings=shardings)
         return draw(key)
     try:
@@ -124,6 +125,7 @@ def initial_params(config: Config, spec: ModelSpec, shardings: Any) -> Any:
             ema=config.init_ema,
             head=config.init_head,
             rngs=nnx.Rngs(key),
+            mesh=mesh,
             **spec.overrides,
         )
     except InputError as error:
@@ -139,7 +141,7 @@ def initial_params(config: Config, spec: ModelSpec, shardings: Any) -> Any:
     )
     if difference is not None:
         raise InputError(f"`init_from` (={config.init_from}) does not fit the model: {difference}")
-    return jax.device_put(params, shardings)
+    return params
 
 
 def build_evaluator(

@@ -10,6 +10,7 @@ from flax import nnx
 from convnext_jax import builders, sharding, tree
 from convnext_jax.checkpointing.manager import Checkpoints
 from convnext_jax.config import Config, ModelConfig
+from convnext_jax.convert.write import export
 from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.step_builder import model_spec
@@ -23,20 +24,23 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     spec = ModelSpec("convnext_atto", 7, SIZES)
     params, ema = (params_of(spec.create(nnx.Rngs(seed))) for seed in (1, 2))
+    save(folder, spec, {"params": params, "ema": ema})
+    return folder, params, ema
+
+
+def save(folder, spec, arrays):
     checkpoints = Checkpoints(folder / "checkpoints", best_metric="top1")
     described = ModelDescription(spec, Preprocessing(input_size=32)).to_json()
-    checkpoints.save(5, {"params": params, "ema": ema}, described)
-    checkpoints.wait()
+    checkpoints.save(5, arrays, described)
     checkpoints.close()
-    return folder, params, ema
 
 
 def initial(folder, num_classes):
     model = ModelConfig(name="convnext_atto", head_init_scale=1e-3, **SIZES)
     config = dataclasses.replace(Config(), init_from=folder and str(folder), model=model)
     spec = model_spec(config.model, num_classes)
-    shardings = sharding.parameter_shardings(spec.abstract_params(), sharding.create_mesh())
-    return tree.flatten_with_names(builders.initial_params(config, spec, shardings))
+    mesh = sharding.create_mesh()
+    return tree.flatten_with_names(builders.initial_params(config, spec, mesh))
 
 
 def test_the_same_classes_keep_the_head_and_the_average_comes_first(saved):
@@ -47,6 +51,24 @@ def test_the_same_classes_keep_the_head_and_the_average_comes_first(saved):
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)
         assert found[name].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "file", None])
+def test_the_parameters_are_split_as_the_run_splits_them(kind, tmp_path):
+    # Of sizes that are recognised in a file.
+    spec = ModelSpec("test_convnext2", 7)
+    params = params_of(spec.create(nnx.Rngs(1)))
+    source = {"checkpoint": tmp_path, "file": tmp_path / "x.safetensors", None: None}[kind]
+    if kind == "checkpoint":
+        save(tmp_path, spec, {"params": params})
+    if kind == "file":
+        export(params, spec.name, "timm", source)
+    config = dataclasses.replace(Config(), init_from=source and str(source))
+    found = builders.initial_params(config, spec, sharding.create_mesh(fsdp=4))
+    large = found["stages"][3][0]["pwconv1"]["kernel"]
+    assert large.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp")
+    if kind is not None:
+        jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_other_classes_get_a_new_head_and_only_that(saved):

@@ -7,6 +7,11 @@ import sys
 import numpy as np
 import pytest
 from e2e import commands
+from flax import nnx
+
+from convnext_jax.checkpointing.manager import Checkpoints
+from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
+from convnext_jax.models.variants import Preprocessing
 
 STEPS = 30
 OVERRIDES = (
@@ -40,9 +45,21 @@ def train(workdir, env, count, *overrides, devices=1):
 
 
 @pytest.fixture(scope="module")
-def one_process(folders, tmp_path_factory):
+def start(tmp_path_factory):
+    """The override by which runs start from a checkpoint of ours, and the checkpoint."""
+    workdir = tmp_path_factory.mktemp("start")
+    spec = ModelSpec("convnext_atto", 10, {"depths": (1, 1, 1, 1), "dims": (8, 16, 32, 64)})
+    checkpoints = Checkpoints(workdir / "checkpoints", best_metric="none")
+    described = ModelDescription(spec, Preprocessing()).to_json()
+    checkpoints.save(0, {"params": params_of(spec.create(nnx.Rngs(7)))}, described)
+    checkpoints.close()
+    return f"--config.init_from={workdir}"
+
+
+@pytest.fixture(scope="module")
+def one_process(start, folders, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one")
-    commands.train(workdir, commands.environment(*folders, devices=4), *OVERRIDES)
+    commands.train(workdir, commands.environment(*folders, devices=4), *OVERRIDES, start)
     assert len(set(commands.hashes(workdir).values())) == STEPS  # they tell batches apart
     return workdir
 
@@ -57,8 +74,8 @@ def one_process(folders, tmp_path_factory):
         ),
     ],
 )
-def test_processes_give_the_run_of_one(count, devices, fsdp, one_process, env, tmp_path):
-    ends = train(tmp_path, env, count, f"--config.mesh.fsdp={fsdp}", devices=devices)
+def test_processes_give_the_run_of_one(count, devices, fsdp, start, one_process, env, tmp_path):
+    ends = train(tmp_path, env, count, start, f"--config.mesh.fsdp={fsdp}", devices=devices)
     assert_same_run(tmp_path, one_process)
     assert f"{count} process(es)" in ends[0][1]
     assert ("over fsdp" in ends[0][1]) == (fsdp > 1)
@@ -68,9 +85,10 @@ def test_processes_give_the_run_of_one(count, devices, fsdp, one_process, env, t
 
 @pytest.mark.parametrize("later, devices", [(1, 4), pytest.param(4, 1, marks=pytest.mark.slow)])
 def test_a_preempted_run_goes_on_with_another_number_of_processes(
-    later, devices, one_process, env, tmp_path
+    later, devices, start, one_process, env, tmp_path
 ):
-    processes = commands.start_processes(tmp_path, env, 2, *OVERRIDES, devices=2)
+    # Replicated, where the test above splits over fsdp.
+    processes = commands.start_processes(tmp_path, env, 2, *OVERRIDES, start, devices=2)
     commands.wait_for(processes, lambda: commands.last_step(tmp_path) >= 10)
     processes[1].send_signal(signal.SIGTERM)  # one is told, both leave
     ends = commands.end_of(processes)
