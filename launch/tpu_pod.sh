@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One training on a Cloud TPU slice, from your own machine:
+# One training on a Cloud TPU slice, or on several, from your own machine:
 #
 #   launch/tpu_pod.sh COMMAND --name NAME --zone ZONE [options] [-- ARGS of convnext_jax.main]
 #
@@ -14,23 +14,30 @@
 #
 #   --project PROJECT   gcloud's own default, unless given
 #   --type TYPE         such as v5litepod-256, v6e-64, v4-128; for train and create
+#   --slices N          as many slices of that type, NAME-0 and so on, for one run; for every command
 #   --version VERSION   runtime image; follows the type, unless given
 #   --spot              a slice that can be taken away at any time, for less money
+#   --reserved          from your reservation
+#   --service-account EMAIL, --network NAME, --subnetwork NAME
+#                       of the hosts; the project's default ones, unless given
 #   --data-bucket NAME  mount this bucket, reading only, at /mnt/data on every host
 #   --delete            give the slice back when train or run ends with 0
 #   --dry-run           print the commands, run none
 #
-# Ends with the program's status: 0 done, 1 had to stop, 2 unusable input, 75 preempted more often than
-# MAX_RESTARTS. Leaving with Ctrl-C does not end the run; `run` follows it again.
+# Ends with the program's status: 0 done, 1 had to stop, 2 unusable input, 75 started again more often
+# than MAX_RESTARTS. 75, 76 (the processes lost each other), and hosts whose program was killed or that
+# were cut off, are started again. Leaving with Ctrl-C does not end the run; `run` follows it again.
 set -euo pipefail
 
 MAX_RESTARTS=${MAX_RESTARTS:-100}
-POLL_SECONDS=${POLL_SECONDS:-30}
-MAX_UNREACHABLE=20 # attempts in a row
 PREEMPTED=75
+# Ends after which the same command goes on: 75 and 76 say so; 134, 137 and 143 are a process killed by
+# a signal; none is a host that was cut off.
+AGAIN="$PREEMPTED|76|134|137|143|none"
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 COPIED=(convnext_jax configs launch requirements.txt setup.cfg pyproject.toml README.md LICENSE)
 WORKER=convnext_jax/launch/tpu_worker.sh # on the hosts, from the home directory
+UNINSTALLED=127                            # what a shell says where that is missing
 
 fail() {
   echo "error: $1" >&2
@@ -42,18 +49,20 @@ case $command in
   train | create | install | run | follow | status | stop | delete) shift ;;
   *) fail "the command (=$command) must be train, create, install, run, follow, status, stop or delete" ;;
 esac
-name='' zone='' type='' version='' bucket='' delete='' dry='' spot=() project=()
+name='' zone='' type='' version='' slices=1 bucket='' delete='' dry='' extra=() project=()
 while (($#)); do
   case $1 in
-    --name | --zone | --project | --type | --version | --data-bucket)
+    --name | --zone | --project | --type | --slices | --version | --data-bucket | \
+      --service-account | --network | --subnetwork)
       if (($# < 2)) || [[ -z $2 || $2 == --* ]]; then fail "\`$1\` must have a value"; fi
       case $1 in
         --name) name=$2 ;; --zone) zone=$2 ;; --project) project=("--project=$2") ;;
-        --type) type=$2 ;; --version) version=$2 ;; --data-bucket) bucket=${2#gs://} ;;
+        --type) type=$2 ;; --slices) slices=$2 ;; --version) version=$2 ;;
+        --data-bucket) bucket=${2#gs://} ;; *) extra+=("$1=$2") ;;
       esac
       shift 2
       ;;
-    --spot) spot=(--spot) && shift ;;
+    --spot | --reserved) extra+=("$1") && shift ;;
     --delete) delete=yes && shift ;;
     --dry-run) dry=yes && shift ;;
     --) shift && break ;;
@@ -63,6 +72,7 @@ done
 program=("$@")
 [[ -n $name ]] || fail "\`--name\` must be given"
 [[ -n $zone ]] || fail "\`--zone\` must be given"
+[[ $slices =~ ^[1-9][0-9]*$ ]] || fail "\`--slices\` (=$slices) must be a positive whole number"
 if [[ $command == train || $command == run ]]; then
   ((${#program[@]})) || fail "arguments of convnext_jax.main must be given after --"
 fi
@@ -78,155 +88,113 @@ if [[ $command == train || $command == create ]]; then
   esac
 fi
 place=("--zone=$zone" "${project[@]}")
-
-# Arguments as a shell reads them.
-quoted() {
-  local argument separator=''
-  for argument in "$@"; do
-    if [[ ! $argument =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then argument=${argument@Q}; fi
-    printf '%s%s' "$separator" "$argument"
-    separator=' '
-  done
-}
-
-call() {
-  if [[ -n $dry ]]; then
-    quoted "$@" && echo
-  else
-    "$@"
-  fi
-}
+shape=("--accelerator-type=$type" "--runtime-version=$version" "${extra[@]}")
+nodes=("$name") # as gcloud names the slices of one queued resource
+if ((slices > 1)); then
+  nodes=()
+  for ((index = 0; index < slices; index++)); do nodes+=("$name-$index"); done
+fi
 
 note() { if [[ -n $dry ]]; then echo "# $*"; else echo "# $*" >&2; fi; }
 
-# Runs one command line on every host at once; 255 if one cannot be reached.
-on_workers() {
-  call gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --quiet --worker=all "--command=$1"
-}
-
-queued_state() {
-  call gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
-    '--format=value(state.state)' 2>/dev/null
-}
-
-# The state of the queued resource, or of a slice made without one; empty if there is neither.
-slice_state() {
-  queued_state || gcloud compute tpus tpu-vm describe "$name" "${place[@]}" \
-    '--format=value(state)' 2>/dev/null || true
-}
-
-# Waits until the slice can be used; 1 if it is not there, or not any more.
-await_slice() {
-  local state shown=unknown
-  if [[ -n $dry ]]; then
-    note "wait until this says ACTIVE:"
-    queued_state
-    return
-  fi
-  while :; do
-    state=$(slice_state)
-    if [[ $state != "$shown" ]]; then note "$name: ${state:-not there}"; fi
-    shown=$state
-    case $state in
-      ACTIVE | READY) return 0 ;;
-      '' | FAILED | SUSPENDED | PREEMPTED | TERMINATED) return 1 ;;
-    esac
-    sleep "$POLL_SECONDS"
-  done
-}
-
-create() {
-  call gcloud compute tpus queued-resources create "$name" "--node-id=$name" "${place[@]}" --quiet \
-    "--accelerator-type=$type" "--runtime-version=$version" "${spot[@]}"
-  await_slice || fail "the slice (=$name) cannot be had" 1
-}
+# shellcheck source=launch/tpu_slice.sh
+source "$ROOT/launch/tpu_slice.sh"
 
 delete() {
-  if [[ -n $dry ]] || queued_state >/dev/null; then
+  if [[ -n $dry ]]; then
     call gcloud compute tpus queued-resources delete "$name" "${place[@]}" --quiet --force
-  else
-    gcloud compute tpus tpu-vm delete "$name" "${place[@]}" --quiet
+    return
   fi
+  ask_state
+  [[ -n $state ]] || fail "the slice (=$name) is not there" 1
+  give_back
 }
 
 install() {
-  local archive=convnext_jax.tar.gz directory='' attempts=0
+  local archive=convnext_jax.tar.gz directory=''
   if [[ -z $dry ]]; then
     directory=$(mktemp -d)
     archive=$directory/$archive
   fi
   # The files as they are, committed or not.
   call tar -C "$ROOT" -czf "$archive" --exclude=__pycache__ "${COPIED[@]}"
-  # A host that has just been made may not answer yet.
-  until call gcloud compute tpus tpu-vm scp "$archive" "$name:convnext_jax.tar.gz" "${place[@]}" \
-    --quiet --worker=all; do
-    ((++attempts < MAX_UNREACHABLE)) || fail "the hosts of $name cannot be reached" 1
-    sleep "$POLL_SECONDS"
-  done
-  on_workers "mkdir -p convnext_jax && tar -C convnext_jax -xzf convnext_jax.tar.gz && $WORKER install"
+  to_workers "$archive"
+  patiently on_workers \
+    "mkdir -p convnext_jax && tar -C convnext_jax -xzf convnext_jax.tar.gz && $WORKER install"
   if [[ -n $directory ]]; then rm -r "$directory"; fi
 }
 
-# Makes the slice usable, for `train` also by creating it, again if it was lost.
+# Makes the slice usable, for `train` also by asking for it, again if it was lost.
 ensure_slice() {
   if [[ $command != train ]]; then
     await_slice || fail "the slice (=$name) is not there; \`train\` creates it" 1
-  elif [[ -n $dry ]] || ! await_slice; then
-    if [[ -z $dry && -n $(slice_state) ]]; then delete; fi
-    create
+    return
+  fi
+  provide
+  if [[ -n $new ]]; then
     install
     started=''
-  elif [[ -z $installed && $(outcome) != running ]]; then
-    install
+  elif [[ -z $installed ]]; then
+    # Not under a run that goes on.
+    patiently reported
+    if [[ $result != running ]]; then install; fi
   fi
   installed=yes
 }
 
-# One word for what all hosts report: unreachable, running, again, or the status to end with.
-outcome() {
-  local words failed
-  words=$(on_workers "$WORKER status" | grep -xE 'running|none|[0-9]+' | sort -u) || words=''
-  failed=$(grep -vxE "running|none|0|$PREEMPTED" <<<"$words" | sort -n | head -n 1) || true
+# Whether all hosts said how they are. Leaves one word for it in `result`: running, again, or the
+# status to end with: 2 before all others, which repeat it where they can; 0 if all have it.
+reported() {
+  local words status=0 final
+  words=$(on_workers "$WORKER status") || status=$?
+  if ((status == UNINSTALLED)); then words=none; elif ((status)); then return 1; fi
+  words=$(grep -xE 'running|none|[0-9]+' <<<"$words" | sort -nu) || return 1
+  final=$(grep -vxE "running|0|$AGAIN" <<<"$words") || true
+  if grep -qx 2 <<<"$final"; then final=2; fi
   case $words in
-    '') echo unreachable ;;
-    *running*) echo running ;;
-    0) echo 0 ;;
-    *) echo "${failed:-again}" ;;
+    *running*) result=running ;;
+    0) result=0 ;;
+    *) result=${final%%$'\n'*} && result=${result:-again} ;;
   esac
+}
+
+# Starts on every host where it does not run yet; 1 if one could not be reached, or has nothing
+# installed, which `train` makes up for. Leaves 2 in `result` where a host says that it is no use.
+start() {
+  local status=0 worker
+  worker=("$WORKER" start ${bucket:+--data-bucket "$bucket"} -- "${program[@]}")
+  on_workers "$(quoted "${worker[@]}")" || status=$?
+  if ((status == UNINSTALLED)); then
+    [[ $command == train ]] || fail "nothing is installed on $name; \`install\` comes first"
+    installed=''
+  elif ((status == 2)); then
+    result=2
+  fi
+  ((status == 0 || status == 2))
 }
 
 # Starts and follows until the end; leaves the program's status in `final`.
 run() {
-  local start status result restarts=0 unreachable=0
-  start=("$WORKER" start ${bucket:+--data-bucket "$bucket"} -- "${program[@]}")
+  local result restarts=0 unreachable=0
   started='' installed=''
   while :; do
     ensure_slice
     result=''
-    if [[ -z $started ]]; then
-      status=0
-      on_workers "$(quoted "${start[@]}")" || status=$?
-      case $status in
-        0) started=yes ;;
-        255) result=unreachable ;;
-        *) result=$status ;;
-      esac
-    fi
-    if [[ -z $result ]]; then
+    if [[ -z $started ]] && start; then started=yes; fi
+    if [[ -n $started && -z $result ]]; then
       on_workers "$WORKER follow" || true
       if [[ -n $dry ]]; then
         on_workers "$WORKER status"
-        note "$PREEMPTED, or none: from the wait on again; 0, 1, 2: the end"
+        note "75, 76, killed or none: from the wait on again; 0, 1, 2: the end"
         final=0
         return
       fi
-      result=$(outcome)
+      reported || true
     fi
     case $result in
-      unreachable | running)
+      '' | running)
         if [[ $result == running ]]; then unreachable=0; fi
         ((++unreachable <= MAX_UNREACHABLE)) || fail "the hosts of $name cannot be reached" 1
-        sleep "$POLL_SECONDS"
         ;;
       again)
         unreachable=0
@@ -242,6 +210,7 @@ run() {
         return
         ;;
     esac
+    sleep "$POLL_SECONDS"
   done
 }
 
@@ -252,5 +221,6 @@ case $command in
     exit "$final"
     ;;
   follow | status | stop) on_workers "$WORKER $command" ;;
+  create) provide ;;
   *) "$command" ;;
 esac

@@ -3,7 +3,8 @@
 #
 #   install             sets up .venv with the pinned requirements and JAX for TPUs
 #   start [--data-bucket BUCKET] -- ARGS
-#                       starts convnext_jax.main ARGS, unless it runs; does not wait
+#                       starts convnext_jax.main ARGS, unless it runs; does not wait. 127
+#                       where nothing is installed, 2 where trying again would not help
 #   follow              shows the log of the run until it ends
 #   status              prints: running, the exit status, or none (not started, or cut off)
 #   stop                asks the run to save and end, and waits until it has
@@ -57,8 +58,7 @@ start() {
     echo "already running"
     return
   elif [[ ! -x .venv/bin/python ]]; then
-    echo "error: nothing is installed on $HOSTNAME; \`install\` comes first" >&2
-    exit 2
+    exit 127 # as where this script is missing too
   fi
   if [[ ${1-} == --data-bucket ]]; then
     mount_bucket "$2"

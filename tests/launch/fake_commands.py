@@ -17,7 +17,7 @@ SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 PYTHON = f"""
 if [[ ${{1-}} == -m && ${{2-}} == convnext_jax.main ]]; then
   shift 2
-  exec {shlex.quote(sys.executable)} {shlex.quote(str(HERE / "stand_in.py"))} "$@"
+  exec {shlex.quote(sys.executable)} -S {shlex.quote(str(HERE / "stand_in.py"))} "$@"
 fi
 exec {shlex.quote(sys.executable)} "$@"
 """

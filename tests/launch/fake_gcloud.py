@@ -3,8 +3,13 @@
 `$FAKE_GCLOUD/lives.json` lists, for each time the slice is created, the states that it goes
 through, the last for ever. Every call is appended to calls.txt; an option that gcloud would not
 know ends it with 2. With "unreachable" in the folder, hosts do not answer that many times.
+
+It can fail in passing: failures.json maps the number of a call, counted from 0, to how. "before":
+nothing is done; "after": it is done and the answer is lost; "half": one host alone is reached. The
+message is what gcloud prints without a connection or a login, or when its service is overloaded.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -13,12 +18,22 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(os.environ["FAKE_GCLOUD"])
-WORKERS = 2
+WORKERS = 2  # of each slice
+PASSING = (
+    "There was a problem refreshing your current auth tokens: Unable to find the server at"
+    " oauth2.googleapis.com",
+    "Reauthentication failed. cannot prompt during non-interactive execution.",
+    "UNAVAILABLE: The service is currently unavailable.",
+    "RESOURCE_EXHAUSTED: Quota limit 'ReadRequestsPerMinutePerProject' has been exceeded.",
+)
 RESOURCE, NODE = "compute tpus queued-resources", "compute tpus tpu-vm"
 EVERYWHERE = {"--zone", "--project", "--quiet"}
 # What of gcloud's reference the script uses.
 OPTIONS = {
-    f"{RESOURCE} create": {"--node-id", "--accelerator-type", "--runtime-version", "--spot"},
+    f"{RESOURCE} create": {
+        *("--node-id", "--node-count", "--node-prefix", "--accelerator-type", "--runtime-version"),
+        *("--spot", "--reserved", "--service-account", "--network", "--subnetwork"),
+    },
     f"{RESOURCE} describe": {"--format"},
     f"{RESOURCE} delete": {"--force"},
     f"{NODE} describe": {"--format"},
@@ -40,23 +55,52 @@ def save(name, value):
     partial.replace(FOLDER / name)
 
 
+def error(text):
+    command = ".".join(sys.argv[1:5])
+    print(f"ERROR: (gcloud.{command}) {text}", file=sys.stderr)
+    return 1
+
+
+def resource(kind, name):
+    return f"Resource 'projects/my-project/locations/us-east5-b/{kind}/{name}'"
+
+
 def homes():
-    return [FOLDER / f"worker{index}" for index in range(WORKERS)]
+    count = WORKERS * load("slices.json", 1)
+    return [FOLDER / f"worker{index}" for index in range(count)]
 
 
-def create(**_):
+def homes_of(node):
+    """The hosts of one slice; a node has the name of the resource, or that and a number."""
+    if load("slices.json", 1) == 1:
+        assert node == "pod", node
+        return homes()
+    prefix, _, index = node.rpartition("-")
+    assert prefix == "pod", node
+    return homes()[WORKERS * int(index) :][:WORKERS]
+
+
+def create(name, options):
+    if load("states.json", []):
+        return error(f"ALREADY_EXISTS: {resource('queuedResources', name)} already exists")
+    if "--node-id" in options:
+        assert options["--node-id"] == name and "--node-count" not in options
+    else:
+        assert options["--node-prefix"] == name and int(options["--node-count"]) > 1
+    save("slices.json", int(options.get("--node-count", 1)))
     lives = load("lives.json", [])
     save("states.json", lives.pop(0))
     save("lives.json", lives)
     for home in homes():  # new machines
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir()
+    return 0
 
 
-def describe(**_):
+def describe(name, _options):
     states = load("states.json", [])
     if not states:
-        return 1
+        return error(f"NOT_FOUND: {resource('queuedResources', name)} was not found")
     print(states[0])
     if len(states) > 1:
         save("states.json", states[1:])
@@ -64,9 +108,11 @@ def describe(**_):
     return 0
 
 
-def delete(**_):
+def delete(name, _options):
     if not load("states.json", []):
-        return 1
+        return error(f"NOT_FOUND: {resource('queuedResources', name)} was not found")
+    with open(FOLDER / "deleted.txt", "a") as file:
+        file.write(load("states.json", [])[0] + "\n")
     save("states.json", [])
     return 0
 
@@ -77,30 +123,40 @@ def unreachable():
     return left > 0 or load("state.json", "") not in ("ACTIVE", "READY")
 
 
-def scp(source, destination, **_):
+def scp(source, destination, _options, reached=None):
     if unreachable():
         return 255
-    name, _, path = destination.partition(":")
-    assert name == "pod", name
-    for home in homes():
+    node, _, path = destination.partition(":")
+    for home in homes_of(node)[:reached]:
         shutil.copy(source, home / path)
     return 0
 
 
-def ssh(_name, **options):
+def ssh(node, options, reached=None):
     if unreachable():
         return 255
     started = [
         subprocess.Popen(
             ["bash", "-c", options["--command"]],
             cwd=home,
-            env=os.environ | {"HOME": str(home), "FAKE_WORKER": str(index)},
+            env=os.environ | {"HOME": str(home), "FAKE_WORKER": home.name.removeprefix("worker")},
             stdin=subprocess.DEVNULL,
         )
-        for index, home in enumerate(homes())
+        for home in homes_of(node)[:reached]
     ]
     statuses = [process.wait() for process in started]
     return next((status for status in statuses if status), 0)
+
+
+def failure():
+    """How this call is to fail, and with what message; its number is counted."""
+    with open(FOLDER / "count", "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        number = len(file.read())
+        file.write(".")
+    how = load("failures.json", {})
+    return how.get(str(number)) or how.get("all"), PASSING[number % len(PASSING)]
 
 
 def main():
@@ -114,13 +170,20 @@ def main():
     if unknown or options.get("--zone") != "us-east5-b" or options.get("--worker", "all") != "all":
         print(f"gcloud: unusable: {sys.argv[1:]}", file=sys.stderr)
         return 2
+    how, message = failure()
+    if how == "before":
+        return error(message)
     if command.startswith(NODE) and words[3] in ("describe", "delete"):
-        return 1  # none was made without a queued resource
-    return (
-        globals()[words[3]](*words[4:], **options)
-        if words[3] in ("scp", "ssh")
-        else (globals()[words[3]](**options))
-    )
+        # None was made without a queued resource.
+        status = error(f"NOT_FOUND: {resource('nodes', words[4])} was not found")
+    elif words[3] in ("scp", "ssh"):
+        status = globals()[words[3]](*words[4:], options, reached=1 if how == "half" else None)
+    else:
+        status = globals()[words[3]](words[4], options)
+    if how:
+        print(message, file=sys.stderr)
+        return 255 if words[3] in ("scp", "ssh") else 1
+    return status
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_pass_shellcheck(script):
-    result = run([SHELLCHECK, "--enable=quote-safe-variables", script], env=None)
+    result = run(
+        [SHELLCHECK, "--external-sources", "--enable=quote-safe-variables", script], env=None
+    )
     assert result.returncode == 0, result.stdout
     assert script.stat().st_mode & 0o111, "must be executable"
 

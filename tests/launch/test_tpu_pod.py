@@ -1,5 +1,6 @@
 """launch/tpu_pod.sh and tpu_worker.sh: the commands as text, and the whole of it on two hosts."""
 
+import concurrent.futures
 import json
 import os
 import re
@@ -39,7 +40,7 @@ fi
 
 def pod(folder, command, *options, plan=(), lives=(), program=PROGRAM, **variables):
     """Runs the script with stand-ins for gcloud, for what hosts have, and for the program."""
-    gcloud = shlex.join([sys.executable, str(HERE / "fake_gcloud.py")])
+    gcloud = shlex.join([sys.executable, "-I", "-S", str(HERE / "fake_gcloud.py")])
     log = '>>"$STAND_IN/tools"'
     install(
         folder,
@@ -167,6 +168,104 @@ def test_hosts_that_do_not_answer_for_a_while_are_asked_again(tmp_path):
     result = pod(tmp_path, "train", *TYPE, **options)
     assert result.returncode == 0, result.stderr
     assert calls(tmp_path) == [*MADE[:2], "tpu-vm scp", "tpu-vm scp", MADE[2], *STARTED]
+
+
+def made(folder):
+    """Every call of gcloud by its number, the polling too."""
+    return [" ".join(line.split()[:2]) for line in (folder / "calls.txt").read_text().splitlines()]
+
+
+def one_failure(folder, number, how):
+    """A whole `train` with a preemption, where gcloud's call of that number fails in passing."""
+    folder.mkdir()
+    (folder / "failures.json").write_text(json.dumps({number: how}))
+    # Some hosts may have begun another attempt than others where a start had to be repeated.
+    plan = [[75, 75]] + [[0, 0]] * 4
+    result = pod(folder, "train", *TYPE, "--delete", plan=plan, lives=[["CREATING", "ACTIVE"]] * 2)
+    return result, made(folder)
+
+
+@pytest.mark.parametrize("how", ["before", pytest.param("after", marks=pytest.mark.slow)])
+def test_no_single_failure_of_gcloud_ends_a_run_or_costs_a_slice(tmp_path, how):
+    """Each call in turn fails once, before it did anything or after, or reaches one host alone."""
+    calm, order = one_failure(tmp_path / "calm", -1, how)
+    assert calm.returncode == 0, calm.stderr
+    assert order.count("queued-resources describe") >= 6 and "tpu-vm describe" in order
+
+    def attempt(number):
+        on_hosts = how == "after" and order[number] in ("tpu-vm scp", "tpu-vm ssh")
+        mode = "half" if on_hosts else how
+        return one_failure(tmp_path / str(number), number, mode)
+
+    # They wait more than they compute.
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(attempt, range(len(order))))
+    for number, (result, called) in enumerate(outcomes):
+        told = (number, order[number], called, result.stderr)
+        assert result.returncode == 0, told
+        assert max(i for i, c in enumerate(called) if c == "tpu-vm ssh") < called.index(
+            "queued-resources delete"
+        ), told
+        folder = tmp_path / str(number)
+        # At the end, as --delete says, and only then.
+        assert (folder / "deleted.txt").read_text() == "ACTIVE\n", told
+        again = order[number] == "queued-resources create"
+        assert called.count("queued-resources create") == 1 + again, told
+
+
+def test_a_slice_that_could_not_be_seen_for_a_while_is_not_deleted(tmp_path):
+    """As when the laptop's connection goes: nothing answers, then everything does again."""
+    calm, order = one_failure(tmp_path / "calm", -1, "before")
+    assert calm.returncode == 0, calm.stderr
+    first = order.index("tpu-vm ssh", order.index("tpu-vm ssh") + 2)  # the first `follow`
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    failures = dict.fromkeys(range(first, first + 8), "before")
+    (folder / "failures.json").write_text(json.dumps(failures))
+    result = pod(folder, "train", *TYPE, plan=[[75, 75], [0, 0]], lives=[ACTIVE, ACTIVE])
+    assert result.returncode == 0, result.stderr
+    assert "gcloud does not answer; asking again: ERROR: (gcloud.compute.tpus." in result.stderr
+    assert "queued-resources delete" not in made(folder)
+    assert made(folder).count("queued-resources create") == 1
+
+
+def test_a_failure_that_does_not_pass_is_told(tmp_path):
+    (tmp_path / "failures.json").write_text(json.dumps({"all": "before"}))
+    result = pod(tmp_path, "train", *TYPE, lives=[ACTIVE])
+    assert result.returncode == 1
+    assert "error: gcloud does not say whether pod is there: ERROR: (gcloud." in result.stderr
+    assert made(tmp_path) == ["queued-resources describe"] * 3
+
+
+def test_a_slice_that_came_back_is_not_deleted(tmp_path):
+    """What was seen SUSPENDED and is ACTIVE when asked again, right before it would be deleted."""
+    lives = [["ACTIVE", "SUSPENDED", "ACTIVE"]]
+    result = pod(tmp_path, "train", *TYPE, plan=[[75, 75], [0, 0]], lives=lives)
+    assert result.returncode == 0, result.stderr
+    assert "queued-resources delete" not in made(tmp_path)
+
+
+def test_a_request_that_cannot_be_served_is_told(tmp_path):
+    lives = [["WAITING_FOR_RESOURCES", "FAILED"]] * 2
+    result = pod(tmp_path, "train", *TYPE, lives=lives)
+    assert result.returncode == 1
+    assert "error: the slice (=pod) cannot be had\n" in result.stderr
+
+
+def test_several_slices_are_one_run(tmp_path):
+    """Two slices of two hosts: made by one request, every command on all four hosts."""
+    options = (*TYPE, "--slices", "2", "--reserved", "--service-account", "a@b", "--delete")
+    result = pod(tmp_path, "train", *options, plan=[[75] * 4, [0] * 4], lives=[ACTIVE])
+    assert result.returncode == 0, result.stderr
+    assert sorted(r["process"] for r in records(tmp_path)) == sorted([*range(4)] * 2)
+    done = calls(tmp_path)
+    assert done[:3] == ["queued-resources create", "tpu-vm scp", "tpu-vm scp"]
+    assert [done.count(f"tpu-vm ssh {c}") for c in ("mkdir", "start", "status")] == [2, 4, 4]
+    assert done[-1] == "queued-resources delete"
+    dry = pod(tmp_path, "train", *options, "--dry-run").stdout
+    assert "create pod --node-count=2 --node-prefix=pod --zone=us-east5-b --quiet" in dry
+    assert "--reserved --service-account=a@b\n" in dry
+    assert "tpu-vm ssh pod-0 " in dry and "tpu-vm ssh pod-1 " in dry
 
 
 def wait_for_records(folder, count):
