@@ -1,4 +1,4 @@
-"""The two ways in which a command ends with one sentence instead of a traceback."""
+"""The ways in which a command ends with one sentence instead of a traceback, and their statuses."""
 
 import contextlib
 import difflib
@@ -30,7 +30,25 @@ class Preempted(Exception):
     """
 
 
+class Interrupted(Exception):
+    """The user pressed Ctrl-C, and the run is saved. Commands exit with `INTERRUPTED_STATUS`."""
+
+
+class PeersLost(Exception):
+    """The processes of a run lost each other: one was killed, a machine or the network failed.
+
+    Command-line programs exit with status `PEERS_LOST_STATUS`: whoever sees it starts all processes
+    again, which go on from the last checkpoint.
+    """
+
+
+# The exit statuses, beside 0. docs/reliability.md has what they mean; what starts runs again reads
+# them in launch/.
+RUN_STATUS = 1
+INPUT_STATUS = 2
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
+PEERS_LOST_STATUS = 76
+INTERRUPTED_STATUS = 130  # as shells give it for SIGINT: 128 + 2
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -52,12 +70,21 @@ def exit_in_one_sentence() -> Iterator[None]:
     """Turns the errors of this module into a message on stderr and an exit status."""
     try:
         yield
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except Preempted as error:
-        print(error, file=sys.stderr)
-        sys.exit(PREEMPTED_STATUS)
+    except tuple(_STATUSES) as error:
+        said = str(error) if isinstance(error, Preempted | Interrupted) else f"error: {error}"
+        print(said, file=sys.stderr)
+        sys.exit(status_of(error))
+
+
+def status_of(error: BaseException) -> int:
+    """The exit status for one of this module's errors."""
+    return next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
+
+
+_STATUSES: dict[type[BaseException], int] = {
+    InputError: INPUT_STATUS,
+    RunError: RUN_STATUS,
+    Preempted: PREEMPTED_STATUS,
+    PeersLost: PEERS_LOST_STATUS,
+    Interrupted: INTERRUPTED_STATUS,
+}

@@ -3,6 +3,11 @@
 A checkpoint says itself what model it is and how its images are prepared; no config file is needed.
 """
 
+from convnext_jax import interrupts
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    interrupts.listen()
+
 import argparse
 import csv
 import json

@@ -1,13 +1,18 @@
 """Trains, or goes on training: `python -m convnext_jax.main --config FILE --workdir DIR`.
 
 The same command on the same workdir continues the run. Exit status: 0 done (also if it was done
-before); 1 the run had to stop; 2 the input cannot be used; 75 preempted, after saving. All but the
-first come with one sentence on stderr.
+before); 1 the run had to stop; 2 the input cannot be used; 75 preempted, after saving; 76 the
+processes lost each other; 130 interrupted by Ctrl-C, after saving. All but the first come with one
+sentence on stderr.
 """
+
+from convnext_jax import interrupts
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    interrupts.listen()
 
 import itertools
 import os
-import sys
 import time
 from collections.abc import Sequence
 
@@ -23,7 +28,7 @@ from ml_collections import config_flags
 from convnext_jax import builders, processes
 from convnext_jax.checkpointing.manager import completed_steps
 from convnext_jax.config import Config, all_keys, resolve, unknown_key
-from convnext_jax.errors import InputError, exit_in_one_sentence
+from convnext_jax.errors import InputError, Interrupted, Preempted, exit_in_one_sentence
 from convnext_jax.training import loop, summary
 
 _BEGAN = time.perf_counter()
@@ -121,14 +126,18 @@ def main(argv: Sequence[str]) -> None:
                 keep_compiled_programs()
             processes.join()
             preemption = processes.Preemption()
-            with processes.ending_together():
-                run(config, str(_WORKDIR.value), preemption)
+            try:
+                with processes.ending_together():
+                    run(config, str(_WORKDIR.value), preemption)
+            except Preempted as error:
+                if preemption.interrupted:
+                    raise Interrupted(str(error)) from error
+                raise
     except SystemExit as end:
         if end.code == 1:
             # After a save that failed, threads of Orbax wait for parts of it that do not come, and
             # the interpreter would wait for them.
-            sys.stdout.flush()
-            os._exit(1)
+            interrupts.leave_at_once(1)
         raise
 
 

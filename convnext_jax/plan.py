@@ -7,6 +7,11 @@ the input cannot be used, or the machine cannot be compiled for, as for GPUs, of
 and operations are given.
 """
 
+from convnext_jax import interrupts
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    interrupts.listen()
+
 import argparse
 import json
 import os

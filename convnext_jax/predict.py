@@ -5,6 +5,11 @@ command writes embeddings of the images instead. It ends with status 0 if all im
 with 1 if some could not (each is named on stderr), and with 2 if its arguments cannot be used.
 """
 
+from convnext_jax import interrupts
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    interrupts.listen()
+
 import argparse
 import json
 import os

@@ -1,4 +1,4 @@
-"""The processes of a run: they join, are preempted and end together.
+"""The processes of a run: they join, are told to leave, and end together.
 
 One process or many, the calls are the same; with one, most of them have nothing to do.
 """
@@ -18,7 +18,17 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from convnext_jax.errors import InputError, Preempted, RunError
+from convnext_jax import interrupts
+from convnext_jax.errors import (
+    PEERS_LOST_STATUS,
+    RUN_STATUS,
+    InputError,
+    Interrupted,
+    PeersLost,
+    Preempted,
+    RunError,
+    status_of,
+)
 
 # Environment variables that name the processes where no cluster does.
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -29,6 +39,8 @@ _FAILURE = "convnext_jax/failure"
 _PATIENCE_SECONDS = 5
 # How long the slowest process may compile after the fastest.
 _COMPILING_MS = 30 * 60 * 1000
+# Errors of JAX's that no lost peer brings about.
+_OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 _barriers = itertools.count()
 _ending = threading.Lock()
 
@@ -120,18 +132,37 @@ def compile_together(function: Any, *arguments: Any) -> Callable[..., Any]:
 
 
 class Preemption:
-    """Notices that the machine is about to be taken away, on all processes at the same place.
+    """Notices that the run shall save and leave, on all processes at the same place.
 
-    With several processes the notice is JAX's: SIGTERM or the cluster's own, to any of them. Its
-    service then picks a place that none has reached yet.
+    One process is told by SIGTERM. With several processes the notice is JAX's: SIGTERM or the
+    cluster's own, to any of them; its service then picks a place that none has reached yet. Ctrl-C
+    counts as SIGTERM.
+
+    Attributes:
+      interrupted: whether it was Ctrl-C, at this process.
     """
 
     def __init__(self) -> None:
         """Listens from now on."""
+        self.interrupted = False
         self._place = 0
         self._told = threading.Event()
         if not jax.distributed.is_initialized():
             signal.signal(signal.SIGTERM, lambda *_: self._told.set())
+
+    @contextlib.contextmanager
+    def with_work_to_save(self) -> Iterator[None]:
+        """Within, Ctrl-C lets the run save and leave; outside, the program ends at once."""
+        interrupts.save_first(self._interrupt)
+        try:
+            yield
+        finally:
+            interrupts.save_first(None)
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
+        # Not `signal.raise_signal`, which would tell this thread instead of the process.
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def noticed(self) -> bool:
         """Whether to save and leave here; True on all processes or on none.
@@ -163,18 +194,23 @@ def ending_together() -> Iterator[None]:
             _leave(listener)
             raise
         _leave(listener)
-    except (Preempted, SystemExit, KeyboardInterrupt):
+    except (Preempted, Interrupted, SystemExit, KeyboardInterrupt):
         raise
-    except (InputError, RunError) as error:
-        _fail(str(error), 2 if isinstance(error, InputError) else 1)
+    except (InputError, RunError, PeersLost) as error:
+        _fail(str(error), status_of(error))
     except jax.errors.JaxRuntimeError as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        if reason.startswith(_OWN_FAULTS):
+            _fail(f"process {jax.process_index()} cannot go on: {reason}", RUN_STATUS)
         # A collective breaks because of an error elsewhere: that one has its sentence on the way.
         _await_failure(_PATIENCE_SECONDS)
-        reason = next(iter(str(error).strip().splitlines()), "")
-        _fail(f"the processes lost each other, perhaps because one was killed: {reason}", 1)
+        _fail(
+            f"the processes lost each other, perhaps because one was killed: {reason}",
+            PEERS_LOST_STATUS,
+        )
     except Exception as error:  # a mistake of ours
         traceback.print_exc()
-        _fail(f"{type(error).__name__}: {error}", 1)
+        _fail(f"{type(error).__name__}: {error}", RUN_STATUS)
 
 
 def _leave(listener: threading.Thread) -> None:
@@ -214,7 +250,6 @@ def _await_failure(seconds: float = 10**6) -> None:
 def _end(message: str, status: int) -> None:
     _ending.acquire()  # for good: of two threads that come here one speaks
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
     with contextlib.suppress(Exception):
         client, index = _client(), jax.process_index()
         client.key_value_set(f"{_FAILURE}/read/{index}", "")
@@ -223,4 +258,4 @@ def _end(message: str, status: int) -> None:
                 client.blocking_key_value_get(f"{_FAILURE}/read/{other}", _PATIENCE_SECONDS * 1000)
             time.sleep(1)  # for them to be gone before their service is
     # Not sys.exit: what JAX does then waits for processes that will not come.
-    os._exit(status)
+    interrupts.leave_at_once(status)

@@ -18,6 +18,7 @@ RANKS = {
     "tree": 0,
     "ops": 0,
     "retry": 0,
+    "interrupts": 0,
     "programs": 0,
     "processes": 1,
     "sharding": 1,
@@ -55,7 +56,7 @@ HOMES = {
     "clu": "training",
 }
 # These import the standard library and nothing else but JAX, Flax and NumPy.
-LEAN = {"errors", "constants", "tree", "ops", "models"}
+LEAN = {"errors", "interrupts", "constants", "tree", "ops", "models"}
 
 # What JAX and Flax themselves import at `from flax import nnx`, apart from the standard library.
 NEEDED_BY_JAX = ["jaxlib", "ml_dtypes", "opt_einsum"]

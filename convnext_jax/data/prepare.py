@@ -6,6 +6,11 @@ Any classification dataset of TFDS, and our `digits` and `imagenet22k`. TFDS wri
 `incomplete.*` and renames it at the end, so a run that is killed leaves nothing that can be read.
 """
 
+from convnext_jax import interrupts
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    interrupts.listen()
+
 import argparse
 import contextlib
 import json

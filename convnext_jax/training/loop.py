@@ -173,8 +173,9 @@ def train(run: Run, workdir: Path, directory: epath.Path, preemption: Preemption
                     _save(run, checkpoints, state, step, results)
             if leave:
                 checkpoints.wait()
+                how = "interrupted" if preemption.interrupted else "preempted"
                 raise Preempted(
-                    f"preempted after step {step} of {run.total_steps}, which is saved; the same"
+                    f"{how} after step {step} of {run.total_steps}, which is saved; the same"
                     f" command goes on from there"
                 )
             if step == run.total_steps:
@@ -193,6 +194,7 @@ def train(run: Run, workdir: Path, directory: epath.Path, preemption: Preemption
             meter.add(step + 1, metrics)
             if step == start:
                 jax.block_until_ready(metrics)
+                stack.enter_context(preemption.with_work_to_save())
                 seconds = time.perf_counter() - run.began
                 reporter.line(f"first step done {seconds:.1f} s after the start")
             reporter.skipped(batches.skipped)

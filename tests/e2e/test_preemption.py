@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 from e2e import commands
@@ -26,8 +27,8 @@ def whole(folders, tmp_path_factory):
     return workdir
 
 
-def told_to_go(workdir, env, moment, *overrides):
-    """Sends SIGTERM to all processes of a run at a moment; returns its status and stderr."""
+def told_to_go(workdir, env, moment, *overrides, times=1, by=signal.SIGTERM):
+    """Sends a signal to all processes of a run at a moment; returns its status and stderr."""
     process = subprocess.Popen(
         commands.train_command(workdir, *OVERRIDES, *overrides),
         env=env,
@@ -38,7 +39,9 @@ def told_to_go(workdir, env, moment, *overrides):
         start_new_session=True,
     )
     commands.wait_for([process], moment)
-    os.killpg(process.pid, signal.SIGTERM)
+    for _ in range(times):
+        os.killpg(process.pid, by)
+        time.sleep(0.05)  # two at once are one to a process
     _, errors = process.communicate(timeout=120)
     return process.returncode, errors
 
@@ -75,6 +78,37 @@ def test_sigterm_at_an_evaluation(whole, env, tmp_path):
     ]
     assert evaluated[0] == evaluated[1]
     assert [step for step, _ in evaluated[0]] == [EVALUATED, STEPS]
+
+
+def test_ctrl_c_saves_and_a_second_one_leaves_at_once(whole, env, tmp_path):
+    def moment():
+        return commands.last_step(tmp_path) >= 3
+
+    status, errors = told_to_go(tmp_path, env, moment, by=signal.SIGINT)
+    assert status == 130, errors
+    first, last = errors.splitlines()
+    assert first == "interrupted; saving first (Ctrl-C again leaves at once)"
+    assert f"of {STEPS}, which is saved; the same command goes on from there" in last
+    step = int(last.removeprefix("interrupted after step ").split()[0])
+
+    def further():
+        return commands.last_step(tmp_path) >= step + 2
+
+    status, errors = told_to_go(tmp_path, env, further, by=signal.SIGINT, times=2)
+    assert status == 130, errors
+    assert errors.splitlines() == [first, "interrupted again; what was not saved is lost"]
+    finish(tmp_path, env, whole)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 3], ids=["while importing", "later"])
+def test_ctrl_c_before_there_is_anything_to_save(seconds, env, tmp_path):
+    # Of imports, of opening data and of compiling the main thread comes back to hear it seconds
+    # later.
+    begun = time.monotonic()
+    status, errors = told_to_go(
+        tmp_path, env, lambda: time.monotonic() > begun + seconds, by=signal.SIGINT
+    )
+    assert (status, errors) == (130, "interrupted\n")
 
 
 def damaged_copy(whole, workdir):

@@ -125,6 +125,17 @@ def test_an_error_in_one_process_ends_all_with_its_sentence(env, tmp_path):
     assert sum("error: process " in lines[0] for lines in sentences) == 1, sentences
 
 
+def test_who_loses_a_peer_asks_to_be_started_again(env, tmp_path):
+    processes = commands.start_processes(tmp_path, env, 2, *OVERRIDES)
+    commands.wait_for(processes, lambda: commands.last_step(tmp_path) >= 3)
+    processes[1].kill()
+    (status, _, errors), _ = commands.end_of(processes, timeout=60)
+    # Whichever notices first: our own code, or JAX's coordination service, which aborts.
+    assert status in (76, -6), errors
+    if status == 76:
+        assert "error: the processes lost each other, perhaps because one was killed" in errors
+
+
 def test_an_evaluation_by_two_processes_is_that_of_one(one_process, env, tmp_path):
     command = [sys.executable, "-m", "convnext_jax.evaluate", "--checkpoint", str(one_process)]
     command += ["--json", "--confusion"]
