@@ -3,13 +3,15 @@
 It appends a record of its arguments and environment to `$STAND_IN/records.jsonl`, and does what
 `$STAND_IN/plan.json` says: a list of attempts, each a list with an action per process. An action
 is the exit status, "term" (wait for SIGTERM, end with 75), "stuck" (ignore SIGTERM), "cut" (kill
-the parent and itself) or "join" (meet the other processes as the program does, and end with 0).
+the parent and itself), "killed" (itself), "orphans" (with two children that ignore SIGTERM), or
+"join" (meet the other processes as the program does, and end with 0).
 """
 
 import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -65,6 +67,12 @@ def main():
         return join(index)
     if action == "cut":
         os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if action == "orphans":
+        command = ["bash", "-c", "trap '' TERM; sleep 60 & sleep 60"]
+        children = [subprocess.Popen(command) for _ in range(2)]
+        (FOLDER / "orphans").write_text(" ".join(str(child.pid) for child in children))
+    if action in ("killed", "orphans"):
         os.kill(os.getpid(), signal.SIGKILL)
     if action in ("term", "stuck"):
         end = time.monotonic() + 60

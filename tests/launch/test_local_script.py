@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from fake_commands import LAUNCH, SHELLCHECK, environment, joined, records, run
@@ -39,10 +40,36 @@ def test_every_process_gets_its_place_and_the_arguments(tmp_path):
 
 @pytest.mark.parametrize(
     "statuses, expected",
-    [([0, 0], 0), ([75, 75], 75), ([75, 0], 1), ([2, 2], 2), ([0, 1], 1), ([75, 3], 3)],
+    [
+        ([0, 0], 0),
+        ([75, 75], 75),
+        ([75, 0], 1),
+        ([2, 2], 2),
+        ([0, 1], 1),
+        ([75, 3], 3),
+        ([76, 76], 76),
+        (["killed", 76], 76),
+        ([134, 1], 1),
+        ([76, 2, 1], 2),
+    ],
 )
-def test_the_status_is_the_first_failure_or_75_if_all_say_so(tmp_path, statuses, expected):
+def test_the_status_is_what_starting_again_would_not_mend(tmp_path, statuses, expected):
     assert local(tmp_path, [statuses]).returncode == expected
+
+
+def alive(pid):
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_nothing_is_left_behind(tmp_path):
+    """A process is killed while it has others, which do not notice, as decoding workers may not."""
+    result = local(tmp_path, [["orphans", 76]], GRACE_SECONDS="1")
+    assert result.returncode == 76, result.stderr
+    orphans = [int(pid) for pid in (tmp_path / "orphans").read_text().split()]
+    assert len(orphans) == 2
+    assert [pid for pid in orphans if alive(pid)] == []
 
 
 def test_a_failing_process_ends_the_others(tmp_path):
@@ -59,15 +86,30 @@ def test_a_process_that_does_not_end_is_killed(tmp_path):
     assert result.returncode == 4
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_reach_every_process(tmp_path, signal_number):
+@pytest.mark.parametrize(
+    "signal_number, expected", [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)]
+)
+def test_signals_reach_every_process(tmp_path, signal_number, expected):
     env = environment(tmp_path, [["term", "term"]])
     with subprocess.Popen([LAUNCH / "local.sh", "2"], env=env) as process:
         deadline = time.monotonic() + 60
         while len(records(tmp_path)) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal_number)
-        assert process.wait(60) == 75
+        assert process.wait(60) == expected
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path):
+    env = environment(tmp_path, [["stuck", "stuck"]])
+    with subprocess.Popen([LAUNCH / "local.sh", "2"], env=env) as process:
+        deadline = time.monotonic() + 60
+        while len(records(tmp_path)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
 
 
 @pytest.mark.parametrize("count", ["", "0", "two"])

@@ -48,9 +48,15 @@ for ((task = 0; task < SLURM_NTASKS; task++)); do
   tasks+=($!)
 done
 highest=0
-for pid in "${tasks[@]}"; do
-  wait "$pid"
+for task in "${!tasks[@]}"; do
+  wait "${tasks[task]}" 2>/dev/null
   status=$?
+  case $status in
+    0) ;;
+    134) echo "srun: error: localhost: task $task: Aborted (core dumped)" >&2 ;;
+    137) echo "srun: error: localhost: task $task: Killed" >&2 ;;
+    *) echo "srun: error: localhost: task $task: Exited with exit code $status" >&2 ;;
+  esac
   if ((status > highest)); then highest=$status; fi
 done
 exit "$highest"
@@ -70,8 +76,8 @@ def directives():
     return found
 
 
-def job(folder, plan, *arguments, **variables):
-    install(folder, srun=SRUN, scontrol='echo "$@" >>"$STAND_IN/scontrol"')
+def job(folder, plan, *arguments, scontrol='echo "$@" >>"$STAND_IN/scontrol"', **variables):
+    install(folder, srun=SRUN, scontrol=scontrol)
     tasks = str(len(plan[0]))
     env = environment(
         folder,
@@ -121,14 +127,37 @@ def test_tasks_get_the_arguments_and_srun_its_options(tmp_path):
 
 @pytest.mark.parametrize(
     "statuses, expected, requeued",
-    [([0, 0], 0, False), ([75, 75], 75, True), ([1, 1], 1, False), ([75, 134], 134, False)],
+    [
+        ([0, 0], 0, False),
+        ([75, 75], 75, True),
+        ([76, 137], 137, True),  # killed, and the one that lost it
+        ([134, 76], 134, True),
+        ([1, 1], 1, False),
+        ([1, 76], 1, False),  # srun says 76
+        ([75, 2], 2, False),
+        ([134, 2, 1], 2, False),  # srun says 134
+        ([75, 3], 3, False),
+    ],
 )
-def test_only_a_preempted_job_goes_back_into_the_queue(tmp_path, statuses, expected, requeued):
-    assert job(tmp_path, [statuses]).returncode == expected
+def test_only_what_can_go_on_goes_back_into_the_queue(tmp_path, statuses, expected, requeued):
+    result = job(tmp_path, [statuses])
+    assert result.returncode == expected
     called = tmp_path / "scontrol"
     assert called.exists() == requeued
     if requeued:
         assert called.read_text() == "requeue 4711\n"
+    assert "process 0, attempt 0" in result.stdout
+    assert ("srun: error: localhost: task 0: " in result.stderr) == (statuses[0] != 0)
+
+
+def test_a_controller_that_does_not_answer_is_asked_again(tmp_path):
+    script = """
+echo "$@" >>"$STAND_IN/scontrol"
+(($(wc -l <"$STAND_IN/scontrol") > 2)) || { echo "Socket timed out" >&2; exit 1; }
+"""
+    result = job(tmp_path, [[75]], scontrol=script, POLL_SECONDS="0")
+    assert result.returncode == 75
+    assert (tmp_path / "scontrol").read_text() == "requeue 4711\n" * 3
 
 
 def test_restarts_are_limited(tmp_path):

@@ -129,15 +129,25 @@ def test_a_preempted_run_is_started_again_and_one_that_failed_is_not(tmp_path):
     assert calls(tmp_path) == [*MADE, *STARTED * 3]
 
 
-def test_unusable_input_ends_it(tmp_path):
-    result = pod(tmp_path, "train", *TYPE, plan=[[2, 2], [0, 0]], lives=[["ACTIVE"]])
-    assert result.returncode == 2
-    assert len(records(tmp_path)) == 2
-
-
-def test_one_host_that_failed_is_not_hidden_by_one_that_saved(tmp_path):
-    result = pod(tmp_path, "train", *TYPE, plan=[[75, 1], [0, 0]], lives=[["ACTIVE"]])
-    assert result.returncode == 1
+@pytest.mark.parametrize(
+    "statuses, expected",
+    [
+        ([2, 2], 2),
+        ([75, 1], 1),  # one that failed is not hidden by one that saved
+        ([134, 2], 2),
+        ([1, 76], 1),
+        ([130, 130], 130),
+        ([137, 76], 0),  # started again
+        ([134, 76], 0),
+        ([75, 0], 0),
+    ],
+)
+def test_of_several_statuses_what_starting_again_would_not_mend_counts(
+    tmp_path, statuses, expected
+):
+    result = pod(tmp_path, "train", *TYPE, plan=[statuses, [0, 0]], lives=[["ACTIVE"]])
+    assert result.returncode == expected
+    assert len(records(tmp_path)) == (2 if expected else 4)
 
 
 def test_restarts_are_limited(tmp_path):
