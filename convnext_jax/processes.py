@@ -6,6 +6,7 @@ One process or many, the calls are the same; with one, most of them have nothing
 import contextlib
 import itertools
 import json
+import math
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -92,11 +94,40 @@ def _check_numbers(count: str | None, index: str | None) -> None:
         )
 
 
-def usable_cores() -> int:
-    """Number of cores that this process may use; a container or a cluster may limit them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS
+def usable_cores(root: Path = Path("/")) -> int:
+    """Number of cores that this process may use; a container or a cluster may limit them.
+
+    Args:
+      root: of the file system that says what control groups allow.
+    """
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        cores = len(os.sched_getaffinity(0))
+    return max(1, min([cores, *map(math.ceil, _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The quotas of this process's control groups and of those above, in cores."""
+    groups = root / "sys/fs/cgroup"
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, place = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            top = groups / "cpu" if controllers else groups  # versions 1 and 2
+            # A container sees its own group at the top, whatever the name says.
+            for group in (top / place.lstrip("/"), *(top / place.lstrip("/")).parents):
+                with contextlib.suppress(OSError, ValueError):  # no such file; "max"
+                    quota, period = (
+                        (group / "cpu.cfs_quota_us").read_text()
+                        + (group / "cpu.cfs_period_us").read_text()
+                        if controllers
+                        else (group / "cpu.max").read_text()
+                    ).split()
+                    if int(quota) > 0:  # -1: none
+                        yield int(quota) / int(period)
+                if group == top:
+                    break
 
 
 def is_first() -> bool:
