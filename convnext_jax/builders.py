@@ -1,7 +1,6 @@
 """From a resolved config to the objects of a run; configs stop here."""
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from convnext_jax import sharding, tree
 from convnext_jax.checkpointing.manager import absolute, abstract_like, restore
 from convnext_jax.config import Config, DataConfig, Steps
 from convnext_jax.data.open_files import allow_open_files
-from convnext_jax.data.pipeline import Batches, eval_batches, train_batches
+from convnext_jax.data.pipeline import Batches, Passes, train_batches
 from convnext_jax.data.sources import Dataset, open_source
 from convnext_jax.data.transforms import EvalTransform, TrainTransform
 from convnext_jax.errors import InputError
@@ -60,6 +59,8 @@ def build_run(config: Config, began: float) -> Run:
         color_jitter=config.augment.color_jitter,
     )
 
+    evaluator = build_evaluator(model, held_out, config.data, mesh, check=True)
+
     def batches(start_step: int) -> Batches:
         return train_batches(
             source,
@@ -73,6 +74,7 @@ def build_run(config: Config, began: float) -> Run:
             max_skipped=config.data.max_skipped,
             workers=workers_of(config.data),
             threads=config.data.threads,
+            beside=evaluator.start,
         )
 
     return Run(
@@ -81,7 +83,7 @@ def build_run(config: Config, began: float) -> Run:
         state_shardings=step.state_shardings,
         initialize=initialize,
         train_step=step.function,
-        evaluator=build_evaluator(model, held_out, config.data, mesh),
+        evaluator=evaluator,
         batches=batches,
         stop_at_damage=config.checkpoint.on_damage == "stop",
         hang_seconds=config.hang_seconds,
@@ -145,11 +147,25 @@ def initial_params(config: Config, spec: ModelSpec, mesh: Mesh) -> Any:
 
 
 def build_evaluator(
-    model: ModelDescription, source: Dataset, data: DataConfig, mesh: Mesh, confusion: bool = False
+    model: ModelDescription,
+    source: Dataset,
+    data: DataConfig,
+    mesh: Mesh,
+    *,
+    check: bool = False,
+    confusion: bool = False,
+    option: str = "data.on_error",
 ) -> Evaluator:
     """An evaluator of a model on `source`, whose images it prepares as the model wants them.
 
-    With `confusion` it also counts which class was taken for which.
+    Args:
+      model: described with its preprocessing.
+      source: the examples.
+      data: says how they are read.
+      mesh: the devices.
+      check: look for images that cannot be read as soon as it is started, and not only in a pass.
+      confusion: also count which class was taken for which.
+      option: what a message calls `data.on_error`.
 
     Raises:
       InputError: the batch does not divide over the devices.
@@ -168,16 +184,18 @@ def build_evaluator(
     )
     return Evaluator(
         model.spec.function(),
-        functools.partial(
-            eval_batches,
+        Passes(
             source,
             transform,
             global_batch=batch,
             rows=sharding.rows_of_this_process(mesh, batch),
+            check=check and data.on_error == "stop",
+            skip_bad=data.on_error == "skip",
+            max_skipped=data.max_skipped,
+            option=option,
             workers=workers_of(data),
             threads=data.threads,
         ),
-        num_examples=len(source),
         mesh=mesh,
         mean=feeding.mean,
         std=feeding.std,

@@ -11,6 +11,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import argparse
 import csv
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--split", help="default: what the run evaluated on")
     parser.add_argument("--batch_size", type=int, help="over all devices (default: the run's)")
     parser.add_argument(
+        "--on_error",
+        choices=("stop", "skip"),
+        help="at an image that cannot be read (default: as the run); skip: leave it out",
+    )
+    parser.add_argument(
         "--confusion", metavar="FILE.csv", help="write per-class accuracy and the confusion matrix"
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
@@ -62,6 +68,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
         "dir": arguments.data_dir,
         "eval_split": arguments.split,
         "eval_batch": arguments.batch_size,
+        "on_error": arguments.on_error,
     }
     values["data"] |= {key: value for key, value in given.items() if value is not None}
     if values["data"]["name"] is None:
@@ -75,9 +82,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
             f" model has {model.spec.num_classes}"
         )
     allow_open_files([source], builders.workers_of(data))
-    evaluator = builders.build_evaluator(model, source, data, mesh, bool(arguments.confusion))
+    evaluator = builders.build_evaluator(
+        model, source, data, mesh, confusion=bool(arguments.confusion), option="--on_error"
+    )
     params = builders.restore_params(model.spec, place, item, mesh)
     results = evaluator({item: params})[item]
+    evaluator.close()
+    for reason in evaluator.skipped.values():
+        print(f"skipped: {reason}", file=sys.stderr)
     confusion = results.pop("confusion", None)
     if confusion is not None and processes.is_first():
         write_confusion(Path(arguments.confusion), confusion, source.class_names)
@@ -129,9 +141,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if parsed.json:
             print(json.dumps(results))
         else:
+            left_out = f" ({results['num_skipped']} skipped)" if results["num_skipped"] else ""
             print(
-                "{model}, step {step} ({parameters}), on {num_examples} images of {dataset}"
-                " `{split}`: top-1 {top1:.3%}, top-5 {top5:.3%}, loss {loss:.4f}".format(**results)
+                "{model}, step {step} ({parameters}), on {num_examples} images{left_out} of"
+                " {dataset} `{split}`: top-1 {top1:.3%}, top-5 {top5:.3%}, loss {loss:.4f}".format(
+                    left_out=left_out, **results
+                )
             )
 
 

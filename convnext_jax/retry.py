@@ -1,13 +1,16 @@
 """Passing problems of a file system: the same thing is tried again after a while."""
 
 import errno
+import os
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 Result = TypeVar("Result")
 
-# What network file systems answer while a server restarts or a connection is lost.
+# What network file systems answer while a server restarts or a connection is lost, and machines
+# that are short of something for a moment.
 _PASSING = {
     errno.EAGAIN,
     errno.EBUSY,
@@ -18,14 +21,26 @@ _PASSING = {
     errno.EHOSTUNREACH,
     errno.EINTR,
     errno.EIO,
+    errno.EMFILE,
     errno.ENETDOWN,
     errno.ENETUNREACH,
+    errno.ENFILE,
+    errno.ENOMEM,
     errno.ENOTCONN,
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
+# Libraries in C++ have no errno: they name the call that failed, as in "open() failed: Input/output
+# error", or begin with the code of a status. A file of a dataset that is not there (ENOENT) was
+# there at the start.
+_FAILED_CALL = re.compile(
+    r"\w+\(\) failed: "
+    f"({'|'.join(re.escape(os.strerror(number)) for number in sorted(_PASSING | {errno.ENOENT}))})",
+    re.IGNORECASE,
+)
+_STATUS = re.compile(r"(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED): ")
 # How long to wait before each further attempt.
-WAITS_SECONDS = (0.5, 2.0, 8.0)
+WAITS_SECONDS = (0.5, 2.0, 8.0, 30.0)
 
 
 def is_passing(error: BaseException) -> bool:
@@ -33,6 +48,10 @@ def is_passing(error: BaseException) -> bool:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _PASSING:
+            return True
+        if isinstance(cause, RuntimeError | ValueError) and (
+            _FAILED_CALL.search(str(cause)) or _STATUS.match(str(cause))
+        ):
             return True
         cause = cause.__cause__
     return False

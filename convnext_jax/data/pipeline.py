@@ -4,56 +4,26 @@ The batch of a step is a function of (seed, step) alone. Grain gets a map from a
 of a host's batch and evaluates it ahead of time; nothing in it depends on who evaluates what.
 """
 
-import contextlib
-import dataclasses
 import functools
 import math
-import os
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable, Sequence
 
-import grain
 import numpy as np
-from absl import flags
-from PIL import Image
 
+from convnext_jax.data.pieces import (
+    PIECE,
+    EvalPiece,
+    EvalTransform,
+    Examples,
+    TrainPiece,
+    TrainTransform,
+    explain,
+)
+from convnext_jax.data.reading import Batch, Reader
 from convnext_jax.errors import InputError, RunError
-from convnext_jax.retry import retrying
 
-# A thread or worker produces this many examples at a time: small enough that a batch is spread over
-# all of them, large enough that passing it between processes costs little beside decoding it.
-_PIECE = 32
-# Examples that are tried in place of one that cannot be read.
-_CANDIDATES = 10
-
-Batch = dict[str, np.ndarray]
-
-
-class Examples(Protocol):
-    """What the pipeline needs of a source: examples by index. Workers receive it pickled."""
-
-    def __len__(self) -> int: ...  # noqa: D105
-
-    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]: ...  # noqa: D105
-
-
-class TrainTransform(Protocol):
-    """A random transform to uint8 [image_size, image_size, 3]."""
-
-    @property
-    def image_size(self) -> int: ...  # noqa: D102
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator, /) -> np.ndarray: ...  # noqa: D102
-
-
-class EvalTransform(Protocol):
-    """A deterministic transform to uint8 [image_size, image_size, 3]."""
-
-    @property
-    def image_size(self) -> int: ...  # noqa: D102
-
-    def __call__(self, image: Image.Image, /) -> np.ndarray: ...  # noqa: D102
+# Batches of all passes; nobody comes so far.
+_ENDLESS = 2**40
 
 
 class Batches:
@@ -66,21 +36,26 @@ class Batches:
     """
 
     def __init__(
-        self, pieces: Any, pieces_per_batch: int, explain: Callable[[int], str], max_skipped: int
+        self,
+        reader: Reader,
+        explain: Callable[[int], str],
+        max_skipped: int,
+        beside: Callable[[], None] = lambda: None,
     ):
-        """Joins each `pieces_per_batch` successive elements of `pieces`, a Grain iterator.
+        """Takes over a reader.
 
         Args:
-          pieces: may have an entry `skipped`: examples that were replaced, -1 for the others.
-          pieces_per_batch: how many make a batch.
+          reader: its batches may have an entry `skipped`: examples that were replaced, -1 for the
+            others.
           explain: says what is wrong with an example.
           max_skipped: most examples that may be replaced.
+          beside: called with each batch; what it raises ends the batches.
         """
         self.skipped: dict[int, str] = {}
-        self._pieces = pieces
-        self._pieces_per_batch = pieces_per_batch
+        self._reader = reader
         self._explain = explain
         self._max_skipped = max_skipped
+        self._beside = beside
 
     def __iter__(self) -> "Batches":
         """Returns itself."""
@@ -91,22 +66,17 @@ class Batches:
 
         Raises:
           InputError: an example cannot be used; raised here wherever it was read.
-          RunError: more examples had to be replaced than may be.
+          RunError: more examples had to be replaced than may be, or reading fails for reasons that
+            are not the data's.
         """
-        if self._pieces is None:
-            raise StopIteration
         try:
-            pieces = [next(self._pieces) for _ in range(self._pieces_per_batch)]
-            for piece in pieces:
-                self._note_skipped(piece.pop("skipped", ()))
+            batch = next(self._reader)
+            self._note_skipped(batch.pop("skipped", ()))
+            self._beside()
         except BaseException:
             self.close()
             raise
-        # Also where there is one piece: arrays from workers lie in shared memory, which is freed
-        # when Grain's array is, and are of a class of Grain's own.
-        return {
-            key: np.concatenate([np.asarray(piece[key]) for piece in pieces]) for key in pieces[0]
-        }
+        return batch
 
     def _note_skipped(self, examples: Iterable[int]) -> None:
         for example in map(int, examples):
@@ -121,9 +91,7 @@ class Batches:
 
     def close(self) -> None:
         """Stops the threads and worker processes."""
-        if self._pieces is not None:
-            pieces, self._pieces = self._pieces, None
-            pieces.close()
+        self._reader.close()
 
     def __enter__(self) -> "Batches":
         """Returns itself."""
@@ -148,6 +116,7 @@ def train_batches(
     workers: int = 0,
     threads: int = 4,
     prefetch: int = 2,
+    beside: Callable[[], None] = lambda: None,
 ) -> Batches:
     """Yields this host's part of the batch of each step from `start_step` to `num_steps - 1`.
 
@@ -170,6 +139,7 @@ def train_batches(
       workers: worker processes that read and transform; 0 reads in this process.
       threads: reading threads in this process, or in each worker.
       prefetch: batches that are held ready.
+      beside: called with each batch; what it raises ends the batches.
 
     Returns:
       Batches {"image": uint8 [n, image_size, image_size, 3] in 0..255, "label": int32 [n]}, n the
@@ -188,123 +158,116 @@ def train_batches(
         raise InputError(f"`seed` (={seed}) must be 0 or more")
     if not 0 <= start_step <= num_steps:
         raise InputError(f"`start_step` (={start_step}) must be in 0..`num_steps` (={num_steps})")
-    piece = _TrainPiece(source, transform, global_batch, held, seed, skip_bad)
-    return _read(piece, start_step, num_steps, workers, threads, prefetch, max_skipped)
+    piece = TrainPiece(source, transform, global_batch, held, seed, skip_bad)
+    reader = _read(piece, start_step, num_steps, workers, threads, prefetch)
+    return Batches(reader, functools.partial(explain, source), max_skipped, beside)
 
 
-def eval_batches(
-    source: Examples,
-    transform: EvalTransform,
-    *,
-    global_batch: int,
-    rows: Sequence[int] | None = None,
-    workers: int = 0,
-    threads: int = 4,
-    prefetch: int = 2,
-) -> Batches:
-    """Yields this host's part of each batch of the source in its own order, once.
+class Passes:
+    """Passes over a split, one after another, by threads or worker processes that are started once.
 
-    Over all hosts every example comes exactly once with mask 1. The last global batch is filled
-    with black images of label 0 and mask 0, so every host has as many batches, all of one shape.
+    Where one pass ends they read the first batches of the next, and wait. Close it.
 
-    Args:
-      source: the examples to evaluate.
-      transform: called with each image.
-      global_batch: examples a batch, over all hosts.
-      rows: those of the global batch that this host holds; None for all.
-      workers: worker processes that read and transform; 0 reads in this process.
-      threads: reading threads in this process, or in each worker.
-      prefetch: batches that are held ready.
-
-    Returns:
-      Batches {"image": uint8 [n, image_size, image_size, 3] in 0..255, "label": int32 [n],
-      "mask": float32 [n], 1 for an example and 0 for filling}, n the number of `rows`.
-
-    Raises:
-      InputError: a number is out of range.
+    Attributes:
+      num_examples: of a pass, on all hosts.
+      num_batches: of a pass.
+      may_skip: whether a pass may leave out examples that cannot be read.
+      skipped: what is wrong with each example that was left out so far.
     """
-    piece = _EvalPiece(source, transform, global_batch, _check_rows(rows, global_batch))
-    num_batches = math.ceil(len(source) / global_batch)
-    return _read(piece, 0, num_batches, workers, threads, prefetch)
 
+    def __init__(
+        self,
+        source: Examples,
+        transform: EvalTransform,
+        *,
+        global_batch: int,
+        rows: Sequence[int] | None = None,
+        check: bool = False,
+        skip_bad: bool = False,
+        max_skipped: int = 100,
+        option: str = "data.on_error",
+        workers: int = 0,
+        threads: int = 4,
+        prefetch: int = 2,
+    ):
+        """Starts nothing yet.
 
-@dataclasses.dataclass(frozen=True)
-class _TrainPiece:
-    """Maps the number of a piece, counted over all steps, to its examples."""
+        Args:
+          source: the examples to evaluate.
+          transform: called with each image.
+          global_batch: examples a batch, over all hosts.
+          rows: those of the global batch that this host holds; None for all.
+          check: read every example once before the first pass, beside whatever else happens, to
+            find those that cannot be read.
+          skip_bad: leave out an example that cannot be read, instead of raising.
+          max_skipped: most examples that this host may leave out.
+          option: what a message calls the choice of `skip_bad`.
+          workers: worker processes that read and transform; 0 reads in this process.
+          threads: reading threads in this process, or in each worker.
+          prefetch: batches that are held ready.
 
-    source: Examples
-    transform: TrainTransform
-    global_batch: int
-    rows: np.ndarray  # of this host, in the global batch
-    seed: int
-    skip_bad: bool
+        Raises:
+          InputError: `global_batch` or `rows` are out of range, or there are no examples.
+        """
+        held = _check_rows(rows, global_batch)
+        if not len(source):
+            raise InputError(f"{source} must have examples to evaluate")
+        self.num_examples = len(source)
+        self.num_batches = math.ceil(len(source) / global_batch)
+        self.may_skip = skip_bad
+        self.skipped: dict[int, str] = {}
+        self._piece = EvalPiece(source, transform, global_batch, held, check, skip_bad, option)
+        self._explain = functools.partial(explain, source)
+        self._max_skipped = max_skipped
+        self._reading = (workers, threads, prefetch)
+        self._reader: Reader | None = None
+        self._inside = False
 
-    @functools.cached_property
-    def _order(self) -> Any:
-        # Grain shuffles epoch e with its seed plus e, so two runs with neighbouring seeds would
-        # share their orders, one epoch apart; a hash of our seed keeps them apart.
-        seed = np.random.SeedSequence(self.seed).generate_state(1)[0]
-        return grain.MapDataset.range(len(self.source)).shuffle(seed=int(seed))
+    def start(self) -> None:
+        """Begins to read, unless that was done before.
 
-    def __call__(self, number: int) -> Batch:
-        step, rows = _step_and_rows(number, self.rows)
-        epoch, step_in_epoch = divmod(step, len(self.source) // self.global_batch)
-        first = epoch * len(self.source) + step_in_epoch * self.global_batch
-        size = self.transform.image_size
-        images = np.empty((len(rows), size, size, 3), np.uint8)
-        labels = np.empty(len(rows), np.int32)
-        skipped = np.full(len(rows), -1, np.int64)
-        for i, row in enumerate(rows):
-            example = int(self._order[first + int(row)])
-            try:
-                image, labels[i] = read_example(self.source, example)
-            except InputError:
-                if not self.skip_bad:
-                    raise
-                image, labels[i] = self._another(epoch, example)
-                skipped[i] = example
-            rng = np.random.default_rng((self.seed, epoch, example))
-            images[i] = self.transform(image, rng)
-        batch = {"image": images, "label": labels}
-        return batch | {"skipped": skipped} if self.skip_bad else batch
+        Raises:
+          InputError: an example cannot be used, as far as is known by now.
+        """
+        if self._reader is None:
+            first = 0 if self._piece.check else self.num_batches
+            self._reader = _read(self._piece, first, _ENDLESS, *self._reading)
+        if self._reader.failure is not None:
+            raise self._reader.failure
 
-    def _another(self, epoch: int, example: int) -> tuple[Image.Image, int]:
-        """An example in place of one that cannot be read; the same one wherever this runs."""
-        candidates = np.random.default_rng((self.seed, epoch, example, len(self.source)))
-        for candidate in candidates.integers(len(self.source), size=_CANDIDATES - 1):
-            with contextlib.suppress(InputError):
-                return read_example(self.source, int(candidate))
-        return read_example(self.source, int(candidates.integers(len(self.source))))
+    def __call__(self) -> Generator[Batch, None, None]:
+        """Yields this host's part of each batch of the source in its own order, once.
 
+        Over all hosts every example comes exactly once with mask 1, but for those left out. The
+        last global batch is filled with black images of label 0 and mask 0, so every host has as
+        many batches, all of one shape.
 
-@dataclasses.dataclass(frozen=True)
-class _EvalPiece:
-    """Maps the number of a piece, counted over all batches, to its examples and their mask."""
+        Yields:
+          {"image": uint8 [n, image_size, image_size, 3] in 0..255, "label": int32 [n], "mask":
+          float32 [n], 1 for an example and 0 for filling}, n the number of `rows`.
 
-    source: Examples
-    transform: EvalTransform
-    global_batch: int
-    rows: np.ndarray
+        Raises:
+          InputError: an example cannot be used; raised here wherever it was read.
+          RunError: more examples had to be left out than may be, or reading fails for reasons that
+            are not the data's.
+        """
+        if self._inside:
+            self.close()  # the last pass was left early: what is ready now belongs to it
+        if self._reader is None:
+            self.start()
+        assert self._reader is not None
+        batches = Batches(self._reader, self._explain, self._max_skipped)
+        batches.skipped = self.skipped
+        self._inside = True
+        for _ in range(self.num_batches):
+            yield next(batches)
+        self._inside = False
 
-    def __call__(self, number: int) -> Batch:
-        step, rows = _step_and_rows(number, self.rows)
-        first = step * self.global_batch
-        size = self.transform.image_size
-        images = np.zeros((len(rows), size, size, 3), np.uint8)
-        labels = np.zeros(len(rows), np.int32)
-        mask = np.zeros(len(rows), np.float32)
-        for i, example in enumerate((first + rows).tolist()):
-            if example < len(self.source):
-                image, labels[i] = read_example(self.source, example)
-                images[i] = self.transform(image)
-                mask[i] = 1
-        return {"image": images, "label": labels, "mask": mask}
-
-
-def _step_and_rows(number: int, rows: np.ndarray) -> tuple[int, np.ndarray]:
-    """The step that piece `number` belongs to, and which of the host's `rows` it holds."""
-    step, piece = divmod(number, math.ceil(len(rows) / _PIECE))
-    return step, rows[piece * _PIECE : (piece + 1) * _PIECE]
+    def close(self) -> None:
+        """Stops the threads and worker processes; the next pass starts others."""
+        if self._reader is not None:
+            self._reader.close()
+        self._reader, self._inside = None, False
 
 
 def _check_rows(rows: Sequence[int] | None, global_batch: int) -> np.ndarray:
@@ -318,70 +281,20 @@ def _check_rows(rows: Sequence[int] | None, global_batch: int) -> np.ndarray:
     return held
 
 
-def read_example(source: Examples, index: int) -> tuple[Image.Image, int]:
-    """`source[index]`, tried again after a while where the file system has a passing problem."""
-    return retrying(lambda: source[index])
-
-
-def _explain(source: Examples, index: int) -> str:
-    """What is wrong with an example, by reading it once more."""
-    try:
-        source[index]
-    except InputError as error:
-        return str(error)
-    return f"record {index} could not be read at first"
-
-
 def _read(
-    piece: _TrainPiece | _EvalPiece,
+    piece: TrainPiece | EvalPiece,
     start: int,
     stop: int,
     workers: int,
     threads: int,
     prefetch: int,
-    max_skipped: int = 0,
-) -> Batches:
-    """Evaluates the pieces of the steps start..stop-1 ahead of time and joins them to batches."""
-    for name, value, least in (("workers", workers, 0), ("threads", threads, 1)):
-        if value < least:
-            raise InputError(f"`{name}` (={value}) must be {least} or more")
-    if prefetch < 1:
-        raise InputError(f"`prefetch` (={prefetch}) must be 1 batch or more")
-    per_batch = math.ceil(len(piece.rows) / _PIECE)
-    ahead = prefetch * per_batch
-    pieces = grain.MapDataset.range(start * per_batch, stop * per_batch).map(piece)
-    # A worker holds its share in the buffer between it and this process.
-    reading = threads if workers else max(threads, ahead)
-    dataset = pieces.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=reading)
+) -> Reader:
+    return Reader(
+        piece,
+        per_batch=math.ceil(len(piece.rows) / PIECE),
+        start=start,
+        stop=stop,
+        workers=workers,
+        threads=threads,
+        prefetch=prefetch,
     )
-    if workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, also where no absl main ran.
-        # At an early end Python frees the shared memory that workers had filled, and would say so.
-        os.environ["PYTHONWARNINGS"] = ",".join(
-            filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"])
-        )
-        dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(
-                num_workers=workers, per_worker_buffer_size=math.ceil(ahead / workers)
-            )
-        )
-    pieces = iter(dataset)
-    with _without_sigterm():
-        pieces.start_prefetch()
-    return Batches(pieces, per_batch, functools.partial(_explain, piece.source), max_skipped)
-
-
-@contextlib.contextmanager
-def _without_sigterm() -> Iterator[None]:
-    """Worker processes that start here never see SIGTERM; this process sees it afterwards.
-
-    A cluster sends it to all processes of a job. Training then still needs its workers: it takes
-    a step or two more before it saves, and ends them itself.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

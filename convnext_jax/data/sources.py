@@ -4,7 +4,9 @@ Reading goes through `tfds.data_source` over array_record files and does not imp
 images are decoded here, with PIL.
 """
 
+import functools
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from convnext_jax.data import digits, folder, imagenet22k
 from convnext_jax.data.decode import decode, one_line
 from convnext_jax.data.folder import FolderSource
 from convnext_jax.errors import InputError, did_you_mean
+from convnext_jax.retry import is_passing
 
 _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 # Features by which datasets name the file that an example came from.
@@ -51,12 +54,15 @@ class Source:
         self.num_classes = len(self.class_names)
         self._file_key = next((key for key in _FILE_NAME_FEATURES if key in features), None)
         encoded = [key for key, f in features.items() if isinstance(f, tfds.features.Image)]
+        self._open = functools.partial(
+            builder.as_data_source,
+            split,
+            decoders=dict.fromkeys(encoded, tfds.decode.SkipDecoding()),
+            file_format=_ARRAY_RECORD,
+        )
+        self._lock = threading.Lock()
         try:
-            self._records = builder.as_data_source(
-                split,
-                decoders=dict.fromkeys(encoded, tfds.decode.SkipDecoding()),
-                file_format=_ARRAY_RECORD,
-            )
+            self._records: Any = self._open()
         except ValueError as error:
             there = ", ".join(f"{key} ({s.num_examples})" for key, s in builder.info.splits.items())
             raise InputError(
@@ -89,12 +95,17 @@ class Source:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"`index` (={index}) must be in 0..{len(self) - 1}")
+        records = self._records
         try:
-            record = self._records[index]
+            record = records[index]
         except Exception as error:
+            if is_passing(error):
+                self._reopen(records)
             raise InputError(
                 f"record {index} of {self} cannot be read: {one_line(error)}"
             ) from error
+        if record[self._label_key] is None:  # what a file that was cut short has for records
+            raise InputError(f"record {index} of {self} is empty: its file must be whole")
         label = int(record[self._label_key])
         if not 0 <= label < self.num_classes:
             raise InputError(
@@ -107,6 +118,12 @@ class Source:
     def __str__(self) -> str:
         """Dataset and split, as messages name them."""
         return f"dataset `{self.name}`, split `{self.split}`"
+
+    def _reopen(self, failed: Any) -> None:
+        """Takes new readers for the files: one that has failed once fails ever after."""
+        with self._lock:
+            if self._records is failed:  # no other thread was first
+                self._records = self._open()
 
     def _file_name(self, record: dict[str, Any]) -> str:
         if self._file_key is None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from convnext_jax import sharding
 from convnext_jax.data.normalize import normalize
-from convnext_jax.data.pipeline import Batches
+from convnext_jax.data.pipeline import Passes
 from convnext_jax.errors import InputError
 from convnext_jax.evaluation.metrics import confusion_counts, masked_sums
 from convnext_jax.processes import compile_together
@@ -23,9 +23,8 @@ class Evaluator:
     def __init__(
         self,
         apply: Callable[..., jax.Array],
-        batches: Callable[[], Batches],
+        passes: Passes,
         *,
-        num_examples: int,
         mesh: Mesh,
         mean: Sequence[float],
         std: Sequence[float],
@@ -35,16 +34,13 @@ class Evaluator:
 
         Args:
           apply: the model as a function (params, images) -> logits [N, classes].
-          batches: starts a pass over the split: this process's rows of `image` uint8 [n, H, W, 3],
-            `label` int [n] and `mask` [n], 0 where a row only fills the last batch.
-          num_examples: of the split, over all processes.
+          passes: over the split, started and closed with this evaluator.
           mesh: where batches and parameters lie.
           mean: channel means for pixels in [0, 1].
           std: channel standard deviations.
           confusion: also count which class was taken for which.
         """
-        self._batches = batches
-        self._num_examples = num_examples
+        self._passes = passes
         self._mesh = mesh
 
         def sums(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -57,6 +53,23 @@ class Evaluator:
         self._sums: Callable[..., dict[str, jax.Array]] | None = None  # compiled
         self._jitted = jax.jit(sums, out_shardings=sharding.replicated(mesh))
 
+    def start(self) -> None:
+        """Begins to read ahead for the first pass, unless that was done before.
+
+        Raises:
+          InputError: an example cannot be used, as far as is known by now.
+        """
+        self._passes.start()
+
+    @property
+    def skipped(self) -> dict[int, str]:
+        """What is wrong with each example that this process had to leave out so far."""
+        return self._passes.skipped
+
+    def close(self) -> None:
+        """Ends the threads or worker processes that read."""
+        self._passes.close()
+
     def __call__(
         self, candidates: Mapping[str, Any], before_batch: Callable[[], None] = lambda: None
     ) -> dict[str, dict[str, Any]]:
@@ -68,12 +81,14 @@ class Evaluator:
           before_batch: called before each batch; what it raises ends the pass.
 
         Returns:
-          For each name: `top1` and `top5` as fractions, the mean `loss`, `num_examples`, and if
-          asked for `confusion`, int64 [classes, classes], counts by label (first axis) and
+          For each name: `top1` and `top5` as fractions, the mean `loss`, how many examples these
+          are over (`num_examples`) and how many could not be read (`num_skipped`), and if asked for
+          `confusion`, int64 [classes, classes], counts by label (first axis) and
           prediction.
 
         Raises:
-          InputError: the data had another number of examples than the split says.
+          InputError: the data had another number of examples than the split says, or none that
+            can be read.
         """
         totals = {name: dict[str, Any]() for name in candidates}
         pending: deque[dict[str, dict[str, jax.Array]]] = deque()
@@ -83,7 +98,7 @@ class Evaluator:
                 for key, value in sums.items():
                     totals[name][key] = totals[name].get(key, 0) + np.asarray(value, np.float64)
 
-        with contextlib.closing(self._batches()) as batches:
+        with contextlib.closing(self._passes()) as batches:
             for rows in batches:
                 before_batch()
                 batch = sharding.global_batch(rows, self._mesh)
@@ -100,12 +115,13 @@ class Evaluator:
 
     def _means(self, total: dict[str, Any]) -> dict[str, Any]:
         count = int(total.get("count", 0))
-        if count != self._num_examples:
+        skipped = self._passes.num_examples - count
+        if skipped and not (self._passes.may_skip and count and skipped > 0):
             raise InputError(
-                f"evaluation saw {count} examples, but the split has {self._num_examples}"
+                f"evaluation saw {count} examples, but the split has {self._passes.num_examples}"
             )
         means: dict[str, Any] = {key: float(total[key] / count) for key in ("top1", "top5", "loss")}
-        means["num_examples"] = count
+        means |= {"num_examples": count, "num_skipped": skipped}
         if "confusion" in total:
             means["confusion"] = total["confusion"].astype(np.int64)
         return means

@@ -138,6 +138,7 @@ def train(run: Run, workdir: Path, directory: epath.Path, preemption: Preemption
         if start:
             reporter.line(f"resuming after step {start} of {run.total_steps}")
         batches = stack.enter_context(contextlib.closing(run.batches(start)))
+        stack.callback(run.evaluator.close)
         watchdog = stack.enter_context(Watchdog(run.hang_seconds))
         meter = _Meter(run, reporter, start, checkpoints)
 
@@ -166,6 +167,7 @@ def train(run: Run, workdir: Path, directory: epath.Path, preemption: Preemption
                     if evaluate and not leave:
                         try:
                             results = run.evaluator(_candidates(state), before_evaluation_batch)
+                            reporter.skipped(run.evaluator.skipped)
                             reporter.evaluation(step, step / run.steps_per_epoch, results)
                         except _EvaluationInterrupted:
                             leave = True

@@ -39,7 +39,7 @@ class Reporter:
           tensorboard: whether to write TensorBoard events.
         """
         self._active = active
-        self._skipped = set[int]()
+        self._skipped = set[str]()
         self._total_steps = total_steps
         self._start = (start_step, time.perf_counter())
         if not active:
@@ -106,9 +106,11 @@ class Reporter:
 
     def skipped(self, examples: dict[int, str]) -> None:
         """Prints those of the examples skipped so far that it has not printed yet."""
-        for example in examples.keys() - self._skipped:
-            self._skipped.add(example)
-            line = f"skipped {len(self._skipped)}: {examples[example]}"
+        for reason in examples.values():  # which names the split too
+            if reason in self._skipped:
+                continue
+            self._skipped.add(reason)
+            line = f"skipped {len(self._skipped)}: {reason}"
             if self._active:
                 self.line(line)
             else:  # each process reads images of its own
@@ -126,8 +128,12 @@ class Reporter:
             f"{name} top-1 {result['top1']:.2%} (loss {result['loss']:.4f})"
             for name, result in results.items()
         )
-        count = next(iter(results.values()))["num_examples"]
-        self.line(f"step {step}/{self._total_steps}  evaluated {count} images: {scores}")
+        counts = next(iter(results.values()))
+        left_out = f" ({counts['num_skipped']} skipped)" if counts["num_skipped"] else ""
+        self.line(
+            f"step {step}/{self._total_steps}  evaluated {counts['num_examples']} images{left_out}:"
+            f" {scores}"
+        )
 
     def _record(self, step: int, metrics: dict[str, float]) -> None:
         try:

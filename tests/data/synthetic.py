@@ -1,11 +1,14 @@
 """Sources and datasets to test with. Light to import: Grain's worker processes import it too."""
 
+import contextlib
 import dataclasses
 import sys
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+
+from convnext_jax.data.pipeline import Passes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,12 @@ class Noise:
 
     def __call__(self, image, rng):
         return rng.integers(0, 256, size=(1, 1, 3), dtype=np.uint8)
+
+
+def eval_batches(source, transform, **options):
+    """The batches of one pass over a split."""
+    with contextlib.closing(Passes(source, transform, **options)) as passes:
+        yield from passes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +84,9 @@ def features():
     }
 
 
-def write_odd(data_dir, examples, **others):
+def write_odd(data_dir, examples, num_shards=None, **others):
     """Writes the dataset `odd`. Features that are not given: `image`, `label` (3), `file_name`."""
-    Odd(examples, others or features(), data_dir).download_and_prepare(file_format="array_record")
+    Odd(examples, others or features(), data_dir).download_and_prepare(
+        file_format="array_record",
+        download_config=tfds.download.DownloadConfig(num_shards=num_shards),
+    )

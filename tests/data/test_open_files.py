@@ -8,10 +8,9 @@ import sys
 # A run of its own process: limits cannot be raised again. Each step prints a word.
 PROGRAM = """
 import resource, sys
-import tensorflow_datasets as tfds
 from PIL import Image
 from data.ilsvrc import encode
-from data.synthetic import features, Odd
+from data.synthetic import write_odd
 from convnext_jax import builders
 from convnext_jax.config import from_dict
 from convnext_jax.data.sources import open_source
@@ -19,10 +18,7 @@ from convnext_jax.errors import InputError
 
 image = encode(Image.new("RGB", (8, 8)), "rgb")
 examples = [{"image": image, "label": 1, "file_name": str(i)} for i in range(1100)]
-shards = tfds.download.DownloadConfig(num_shards=1100)  # a record each
-Odd(examples, features(), sys.argv[1]).download_and_prepare(
-    file_format="array_record", download_config=shards
-)
+write_odd(sys.argv[1], examples, num_shards=1100)  # a record each
 model = {"name": "convnext_atto", "depths": (1, 1, 1, 1), "dims": (4, 4, 4, 4)}
 data = {"name": "odd", "dir": sys.argv[1], "eval_split": "train[:1%]", "global_batch": 8}
 config = from_dict({"model": model, "data": data | {"image_size": 32}, "num_epochs": 30})

@@ -7,10 +7,10 @@ import time
 import numpy as np
 import pytest
 from data.ilsvrc import encode
-from data.synthetic import Imported, Noise, Numbered, write_odd
+from data.synthetic import Imported, Noise, Numbered, eval_batches, write_odd
 from PIL import Image
 
-from convnext_jax.data.pipeline import eval_batches, train_batches
+from convnext_jax.data.pipeline import train_batches
 from convnext_jax.data.sources import open_source
 from convnext_jax.data.transforms import EvalTransform, TrainTransform
 from convnext_jax.errors import InputError
@@ -233,6 +233,7 @@ def test_a_broken_image_is_one_sentence_for_the_consumer(tmp_path, workers):
     assert message.startswith(
         f"the image in record {broken} of dataset `odd`, split `train` (2.jpg) cannot be decoded: "
     )
+    assert message.endswith("; `data.on_error=skip` goes on without such images")
     assert not multiprocessing.active_children()
 
 

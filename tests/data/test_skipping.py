@@ -103,13 +103,19 @@ def short_waits(monkeypatch):
 
 
 def test_passing_errors_are_tried_again_with_longer_waits(short_waits):
-    source = Flaky(failures=3)
+    source = Flaky(failures=len(retry.WAITS_SECONDS))
     assert len(list(train_batches(source, Noise(), **RUN))) == 10
     assert [w for w in short_waits if w in retry.WAITS_SECONDS] == list(retry.WAITS_SECONDS)
 
 
-@pytest.mark.parametrize("failures, number", [(99, errno.EIO), (1, errno.EACCES)])
-def test_lasting_errors_are_not(short_waits, failures, number):
-    source = Flaky(failures, number)
+def test_what_does_not_pass_is_not_the_inputs_fault(short_waits):
+    # Nor is it a bad image that another may stand for.
+    batches = train_batches(Flaky(99), Noise(), **RUN, skip_bad=True)
+    with pytest.raises(RunError, match="again and again, 4[0-9] seconds .* the server is away"):
+        list(batches)
+
+
+def test_lasting_errors_are_not_tried_again(short_waits):
     with pytest.raises(InputError, match="the server is away"):
-        list(train_batches(source, Noise(), **RUN))
+        list(train_batches(Flaky(1, errno.EACCES), Noise(), **RUN))
+    assert not any(wait in retry.WAITS_SECONDS for wait in short_waits)

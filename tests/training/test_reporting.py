@@ -18,7 +18,7 @@ TRAINING = {
 
 
 def evaluation(top1):
-    return {"params": {"top1": top1, "top5": 1.0, "loss": 0.1, "num_examples": 9}}
+    return {"params": {"top1": top1, "top5": 1.0, "loss": 0.1, "num_examples": 9, "num_skipped": 0}}
 
 
 def record(workdir, start_step, steps):
