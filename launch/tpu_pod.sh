@@ -21,6 +21,10 @@
 #   --service-account EMAIL, --network NAME, --subnetwork NAME
 #                       of the hosts; the project's default ones, unless given
 #   --data-bucket NAME  mount this bucket, reading only, at /mnt/data on every host
+#   --copy-data gs://BUCKET/.../NAME/VERSION
+#                       copy this prepared dataset to every host before the start, for `data.dir`
+#                       /dev/shm/data, which is memory
+#   --copy-to DIR       another place for it; its `data.dir`
 #   --delete            give the slice back when train or run ends with 0
 #   --dry-run           print the commands, run none
 #
@@ -49,16 +53,17 @@ case $command in
   train | create | install | run | follow | status | stop | delete) shift ;;
   *) fail "the command (=$command) must be train, create, install, run, follow, status, stop or delete" ;;
 esac
-name='' zone='' type='' version='' slices=1 bucket='' delete='' dry='' extra=() project=()
+name='' zone='' type='' version='' slices=1 data=() delete='' dry='' extra=() project=()
 while (($#)); do
   case $1 in
     --name | --zone | --project | --type | --slices | --version | --data-bucket | \
-      --service-account | --network | --subnetwork)
+      --copy-data | --copy-to | --service-account | --network | --subnetwork)
       if (($# < 2)) || [[ -z $2 || $2 == --* ]]; then fail "\`$1\` must have a value"; fi
       case $1 in
         --name) name=$2 ;; --zone) zone=$2 ;; --project) project=("--project=$2") ;;
         --type) type=$2 ;; --slices) slices=$2 ;; --version) version=$2 ;;
-        --data-bucket) bucket=${2#gs://} ;; *) extra+=("$1=$2") ;;
+        --data-bucket) data+=("$1" "${2#gs://}") ;; --copy-*) data+=("$1" "$2") ;;
+        *) extra+=("$1=$2") ;;
       esac
       shift 2
       ;;
@@ -162,7 +167,7 @@ reported() {
 # installed, which `train` makes up for. Leaves 2 in `result` where a host says that it is no use.
 start() {
   local status=0 worker
-  worker=("$WORKER" start ${bucket:+--data-bucket "$bucket"} -- "${program[@]}")
+  worker=("$WORKER" start "${data[@]}" -- "${program[@]}")
   on_workers "$(quoted "${worker[@]}")" || status=$?
   if ((status == UNINSTALLED)); then
     [[ $command == train ]] || fail "nothing is installed on $name; \`install\` comes first"

@@ -2,7 +2,7 @@
 # What runs on each host of a TPU slice; launch/tpu_pod.sh calls it there, in the copied checkout.
 #
 #   install             sets up .venv with the pinned requirements and JAX for TPUs
-#   start [--data-bucket BUCKET] -- ARGS
+#   start [--data-bucket BUCKET] [--copy-data gs://BUCKET/... [--copy-to DIR]] -- ARGS
 #                       starts convnext_jax.main ARGS, unless it runs; does not wait. 127
 #                       where nothing is installed, 2 where trying again would not help
 #   follow              shows the log of the run until it ends
@@ -60,11 +60,20 @@ start() {
   elif [[ ! -x .venv/bin/python ]]; then
     exit 127 # as where this script is missing too
   fi
-  if [[ ${1-} == --data-bucket ]]; then
-    mount_bucket "$2"
+  local copied='' copy_to=/dev/shm/data
+  while [[ $1 != -- ]]; do
+    case $1 in
+      --data-bucket) mount_bucket "$2" ;;
+      --copy-data) copied=$2 ;;
+      --copy-to) copy_to=$2 ;;
+    esac
     shift 2
-  fi
+  done
   shift # the --
+  if [[ -n $copied ]]; then
+    # A copy that an earlier start began, and whose connection was lost, may go on still.
+    flock "$STATE/copying" launch/copy_data.sh "$copied" "$copy_to"
+  fi
   rm -f "$STATE/status" "$STATE/child"
   touch "$STATE/log"
   stat --format=%s "$STATE/log" >"$STATE/offset"

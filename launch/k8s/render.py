@@ -21,6 +21,8 @@ _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 # What the quotes in the templates hold: images, labels, buckets.
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 
+_CLOUD_SDK = "gcr.io/google.com/cloudsdktool/google-cloud-cli:528.0.0-slim"
+
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
@@ -50,9 +52,20 @@ def _parser() -> argparse.ArgumentParser:
         type=_matching(re.compile(r"\d+x\d+(x\d+)?"), "be like 4x4 or 4x4x4"),
         help="of the slice; TPUs only",
     )
-    parser.add_argument("--hosts", type=_positive, required=True, help="nodes, each a process")
+    parser.add_argument(
+        "--hosts", type=_positive, required=True, help="nodes of a slice, each a process"
+    )
     parser.add_argument("--chips", type=_positive, help="chips or GPUs a node; 4 or 8")
-    parser.add_argument("--data-bucket", type=plain, required=True, help="mounted at /mnt/data")
+    parser.add_argument("--slices", type=_positive, default=1, help="for one run; TPUs only")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--data-bucket", type=plain, help="mounted at /mnt/data")
+    data.add_argument(
+        "--copy-data",
+        type=_matching(re.compile(r"gs://[A-Za-z0-9._/-]+"), "be gs://BUCKET/.../NAME/VERSION"),
+        help="prepared dataset, copied to /mnt/data of every node before the start",
+    )
+    parser.add_argument("--copy-size", type=plain, default="160Gi", help="at most; 160Gi")
+    parser.add_argument("--copy-to", choices=("memory", "disk"), default="memory")
     parser.add_argument("--service-account", type=plain, default="default")
     return parser
 
@@ -75,10 +88,46 @@ def render(arguments: Sequence[str]) -> str:
     values = vars(options) | {"args": json.dumps(program)}
     if options.chips is None:
         values["chips"] = 4 if options.kind == "tpu" else 8
+    if options.kind == "gpu" and options.slices > 1:
+        parser.error("argument --slices: must be 1 on GPUs")
+    values["data_source"] = json.dumps(_data_source(options))[1:-1]
+    values["init_containers"] = json.dumps(_init_containers(options))
+    values["mounts_bucket"] = str(options.copy_data is None).lower()
     if options.kind == "tpu":
         _check_slice(parser, options.topology, options.hosts * values["chips"])
     template = Path(__file__).with_name(f"jobset-{options.kind}.yaml").read_text()
     return string.Template(template).substitute(values)
+
+
+def _data_source(options: argparse.Namespace) -> dict[str, object]:
+    """What the volume at /mnt/data is: a bucket, or room for a copy that goes with the pod."""
+    if options.copy_data is not None:
+        room = {"sizeLimit": options.copy_size}
+        return {"emptyDir": room | ({"medium": "Memory"} if options.copy_to == "memory" else {})}
+    attributes = {"bucketName": options.data_bucket, "mountOptions": "implicit-dirs"}
+    driver = "gcsfuse.csi.storage.gke.io"
+    return {"csi": {"driver": driver, "readOnly": True, "volumeAttributes": attributes}}
+
+
+def _init_containers(options: argparse.Namespace) -> list[dict[str, object]]:
+    """What copies the data, with launch/copy_data.sh; the pod fails where that fails."""
+    if options.copy_data is None:
+        return []
+    script = Path(__file__).parents[1].joinpath("copy_data.sh").read_text()
+    mounts = {"data": "/mnt/data", "temporary": "/tmp"}
+    return [
+        {
+            "name": "copy-data",
+            "image": _CLOUD_SDK,
+            "command": ["bash", "-c", script, "copy_data.sh", options.copy_data, "/mnt/data"],
+            "env": [{"name": "CLOUDSDK_CONFIG", "value": "/tmp/gcloud"}],
+            "securityContext": {
+                "readOnlyRootFilesystem": True,
+                "allowPrivilegeEscalation": False,
+            },
+            "volumeMounts": [{"name": n, "mountPath": path} for n, path in mounts.items()],
+        }
+    ]
 
 
 def _check_slice(parser: argparse.ArgumentParser, topology: str, chips: int) -> None:

@@ -7,6 +7,8 @@ from fake_commands import LAUNCH, ROOT
 from job_policies import Pod, ends
 from test_kubernetes import SHAPES, job_spec, manifest
 
+from convnext_jax import errors
+
 FINAL = {1, 2, 130}
 # 134, 137, 143: a process killed by SIGABRT, SIGKILL, SIGTERM, as shells and containers say it.
 AGAIN = {75, 76, 134, 137, 143}
@@ -22,11 +24,17 @@ def documented(page):
     return found
 
 
-def test_the_document_has_every_status_and_what_follows():
+def test_the_documents_have_every_status_and_what_follows():
     table = documented("hardware.md")
+    assert table == documented("reliability.md")
     assert set(table) == {0} | FINAL | AGAIN
     for status, (_, what) in table.items():
         assert ("start again" in what) == (status in AGAIN), status
+
+
+def test_they_are_the_programs():
+    assert {errors.INPUT_STATUS, errors.RUN_STATUS, errors.INTERRUPTED_STATUS} == FINAL
+    assert {errors.PREEMPTED_STATUS, errors.PEERS_LOST_STATUS} == {s for s in AGAIN if s < 128}
 
 
 def test_the_scripts_start_again_after_the_same():

@@ -12,30 +12,32 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from container import DOCKERFILE, entrypoint, instructions
 from fake_commands import LAUNCH, ROOT, environment, free_port, joined, run
 
 SCHEMA = json.loads((Path(__file__).parent / "jobset_schema.json").read_text())
 RENDER = LAUNCH / "k8s" / "render.py"
-DOCKERFILE = LAUNCH / "k8s" / "Dockerfile"
 PROGRAM = ["--config", "configs/imagenet1k.py:tiny", "--config.model.depths=(1, 1)", 'a "b" $c']
 SHAPES = {
     "tpu": ("--accelerator=tpu-v5-lite-podslice", "--topology=4x4", "--hosts=4"),
     "gpu": ("--accelerator=nvidia-h100-80gb", "--hosts=2"),
 }
-COMMON = ("--name=in1k", "--image=registry.example/convnext:1", "--data-bucket=1234")
+COMMON = ("--name=in1k", "--image=registry.example/convnext:1")
+BUCKET = "--data-bucket=1234"
+COPIED = "--copy-data=gs://my-data/tfds/imagenet2012/5.1.0"
 # Versions whose schemas the manifests are held against: the oldest with pod failure policies that
 # clouds still run, and the newest there are schemas for.
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
 
 
-def render(kind, *options, program=PROGRAM):
+def render(kind, *options, program=PROGRAM, data=BUCKET):
     """Runs the script with a Python that has no packages."""
-    command = [sys.executable, "-I", "-S", RENDER, kind, *COMMON, *SHAPES[kind], *options]
+    command = [sys.executable, "-I", "-S", RENDER, kind, *COMMON, data, *SHAPES[kind], *options]
     return run([*command, *(["--", *program] if program else [])], env=None)
 
 
-def manifest(kind, *options, program=PROGRAM):
-    result = render(kind, *options, program=program)
+def manifest(kind, *options, program=PROGRAM, data=BUCKET):
+    result = render(kind, *options, program=program, data=data)
     assert result.returncode == 0, result.stderr
     return yaml.safe_load(result.stdout)
 
@@ -54,9 +56,41 @@ def check(jobset, version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("data", [BUCKET, COPIED])
 @pytest.mark.parametrize("kind", SHAPES)
-def test_manifests_are_valid(kind, version):
-    check(manifest(kind), version)
+def test_manifests_are_valid(kind, data, version):
+    check(manifest(kind, data=data), version)
+
+
+def test_several_slices_are_jobs_of_one_set():
+    jobset = manifest("tpu", "--slices=3")
+    (job,) = jobset["spec"]["replicatedJobs"]
+    assert (job["replicas"], job["template"]["spec"]["parallelism"]) == (3, 4)
+    # A job on each node pool, which is a slice.
+    topology = jobset["metadata"]["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"]
+    assert topology == "cloud.google.com/gke-nodepool"
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("where, medium", [("memory", "Memory"), ("disk", None)])
+def test_data_can_be_copied_before_the_start(kind, where, medium):
+    jobset = manifest(kind, f"--copy-to={where}", "--copy-size=200Gi", data=COPIED)
+    template = job_spec(jobset)["template"]
+    assert template["metadata"]["annotations"]["gke-gcsfuse/volumes"] == "false"
+    (volume,) = [v for v in template["spec"]["volumes"] if v["name"] == "data"]
+    assert volume["emptyDir"].get("medium") == medium
+    assert volume["emptyDir"]["sizeLimit"] == "200Gi"
+    (init,) = template["spec"]["initContainers"]
+    shell, option, script, *arguments = init["command"]
+    assert (shell, option) == ("bash", "-c")
+    assert script == (LAUNCH / "copy_data.sh").read_text()
+    assert arguments == ["copy_data.sh", COPIED.partition("=")[2], "/mnt/data"]
+    # Nothing in it is a reference that Kubernetes would fill in.
+    names = {variable["name"] for variable in init["env"]}
+    assert not names & set(re.findall(r"\$\(([A-Za-z0-9_]+)\)", script))
+    (train,) = template["spec"]["containers"]
+    places = {m["name"]: m["mountPath"] for m in train["volumeMounts"]}
+    assert {m["name"]: m["mountPath"] for m in init["volumeMounts"]}.items() <= places.items()
 
 
 @pytest.mark.parametrize(
@@ -123,6 +157,8 @@ def test_no_pod_comes_back_alone(kind):
         ("gpu", ("--topology=4x4",), PROGRAM, "argument --topology: must not be given"),
         ("tpu", ("--hosts=5",), PROGRAM, "--hosts times --chips (=20) must be the chips of 4x4"),
         ("tpu", ("--name=In1k",), PROGRAM, "argument --name: (=In1k) must be at most 40"),
+        ("gpu", ("--slices=2",), PROGRAM, "argument --slices: must be 1 on GPUs"),
+        ("gpu", (COPIED,), PROGRAM, "not allowed with argument --data-bucket"),
         ("gpu", ("--hosts=0",), PROGRAM, "argument --hosts: (=0) must be a positive whole number"),
         ("gpu", ('--image=a"b',), PROGRAM, 'argument --image: (=a"b) must be letters'),
     ],
@@ -134,27 +170,15 @@ def test_options_that_cannot_be_used(kind, options, program, sentence):
     assert not result.stdout
 
 
-def dockerfile():
-    """Instructions of the Dockerfile, with continued lines joined."""
-    text = re.sub(r"\\\n", " ", DOCKERFILE.read_text())
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    return [line.split(maxsplit=1) for line in lines]
-
-
-def entrypoint():
-    (value,) = [rest for name, rest in dockerfile() if name == "ENTRYPOINT"]
-    return json.loads(value)
-
-
 def test_the_image_copies_what_is_there_and_does_not_run_as_root():
-    instructions = dockerfile()
+    found = instructions()
     ignored = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text().splitlines()
-    copied = [p for name, rest in instructions if name == "COPY" for p in rest.split()[:-1]]
+    copied = [p for name, rest in found if name == "COPY" for p in rest.split()[:-1]]
     assert copied
     for path in copied:
         assert (ROOT / path).exists(), path
         assert f"!{path}" in ignored, path
-    (user,) = [rest for name, rest in instructions if name == "USER"]
+    (user,) = [rest for name, rest in found if name == "USER"]
     for kind in SHAPES:
         security = job_spec(manifest(kind))["template"]["spec"]["securityContext"]
         assert str(security["runAsUser"]) == user != "0"
@@ -164,7 +188,7 @@ def test_the_image_copies_what_is_there_and_does_not_run_as_root():
     "accelerator, expected", [("tpu", "jax[tpu]"), ("cuda12", "jax[cuda12]"), ("cpu", "jax")]
 )
 def test_the_image_installs_the_accelerators_jax(tmp_path, accelerator, expected):
-    (command,) = [rest for name, rest in dockerfile() if name == "RUN" and "$ACC" in rest]
+    (command,) = [rest for name, rest in instructions() if name == "RUN" and "$ACC" in rest]
     env = environment(tmp_path, [], ACCELERATOR=accelerator)
     result = run(["sh", "-c", f'pip() {{ printf "%s\\n" "$@"; }}; {command}'], env)
     assert result.stdout.splitlines() == ["install", "-r", "requirements.txt", expected]

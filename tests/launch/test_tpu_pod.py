@@ -325,6 +325,28 @@ def test_the_bucket_is_mounted_before_the_start(tmp_path):
     assert lines.count("sudo mkdir -p /mnt/data") == 2
 
 
+def test_data_is_copied_before_the_start_and_the_copy_is_kept(tmp_path):
+    """gcloud on the hosts is another than on the user's machine, with the bucket."""
+    source = "gs://my-data/tfds/imagenet2012/5.1.0"
+    options = ("--copy-data", source, "--copy-to", str(tmp_path / "memory"))
+    plan = [[75, 75], [0, 0]]
+    result = pod(tmp_path, "train", *TYPE, *options, plan=plan, lives=[["ACTIVE"]])
+    assert result.returncode == 0, result.stderr
+    copied = tmp_path / "memory" / "imagenet2012" / "5.1.0"
+    assert (copied / "record").read_text() == "1234567890"
+    # Once by each host that found none; the hosts share this disk here.
+    assert result.stdout.count(f"{copied} is complete") >= 2
+    assert [r["arguments"] for r in records(tmp_path)] == [list(PROGRAM)] * 4
+
+
+def test_hosts_without_room_for_the_data_end_it(tmp_path):
+    options = ("--copy-data", "gs://my-data/huge/1.0.0", "--copy-to", str(tmp_path / "memory"))
+    result = pod(tmp_path, "train", *TYPE, *options, plan=[], lives=[["ACTIVE"]])
+    assert result.returncode == 2
+    assert "error: the copy of gs://my-data/huge/1.0.0 needs 100000000 GB, and " in result.stderr
+    assert not records(tmp_path)
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
@@ -335,6 +357,7 @@ def test_the_bucket_is_mounted_before_the_start(tmp_path):
         (("run", *SLICE), "arguments of convnext_jax.main must be given after --"),
         (("train", *SLICE, "--", "a"), "`--type` must be given"),
         (("create", *SLICE, "--type", "v9-8"), "`--version` must be given for the type (=v9-8)"),
+        (("run", *SLICE, "--slices", "two"), "`--slices` (=two) must be a positive whole number"),
         (("run", *SLICE, "--config", "a"), "`--config` is not an option; what convnext_jax.main"),
     ],
 )

@@ -1,0 +1,97 @@
+"""The image and a pod's volumes, on this machine's own file system, without a container engine.
+
+The steps of the Dockerfile are applied to a root file system of its own: a memory file system in
+which the system's directories and this Python are mounted. It is then made read-only but for the
+pod's volumes, and the command starts in it as the image's user. Needs root, for namespaces.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from fake_commands import LAUNCH, ROOT
+
+DOCKERFILE = LAUNCH / "k8s" / "Dockerfile"
+SYSTEM = ("usr", "bin", "sbin", "lib", "lib64", "etc", "proc", "sys", "dev")
+# What needs a network or another system; the rest of a RUN line is done as it says.
+BUILDING = """
+pip() { :; }
+python() { :; }
+useradd() { mkdir -p /home/trainer; chown 1000:1000 /home/trainer; }
+"""
+
+
+def instructions():
+    """Instructions of the Dockerfile, with continued lines joined."""
+    text = re.sub(r"\\\n", " ", DOCKERFILE.read_text())
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [line.split(maxsplit=1) for line in lines]
+
+
+def entrypoint():
+    (value,) = [rest for name, rest in instructions() if name == "ENTRYPOINT"]
+    return json.loads(value)
+
+
+def variables():
+    """What the image sets for every process in it."""
+    pairs = [word for name, rest in instructions() if name == "ENV" for word in rest.split()]
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def available():
+    """Whether this machine lets the test make such a file system."""
+    done = subprocess.run(["unshare", "--mount", "true"], capture_output=True)
+    return os.geteuid() == 0 and done.returncode == 0
+
+
+def _building(root):
+    """Commands that apply the Dockerfile to a root file system."""
+    place = "/"
+    arguments = " ".join(rest for name, rest in instructions() if name == "ARG")
+    for name, rest in instructions():
+        if name == "WORKDIR":
+            place = rest
+            yield f"mkdir -p {root}{place}"
+        elif name == "COPY":
+            *sources, target = rest.split()
+            for source in sources:
+                # A folder's content goes into the target, a file under its name.
+                whole = (ROOT / source).is_dir()
+                into = f"{root}{place}/{target if whole else source}"
+                yield f"cp -r --no-preserve=ownership {shlex.quote(str(ROOT / source))} {into}"
+        elif name == "RUN":
+            commands = f"{arguments} {BUILDING} cd {place}; {rest}"
+            yield f"chroot {root} sh -euc {shlex.quote(commands)}"
+
+
+def script(root, volumes, command, environment, read_only=True):
+    """A script that makes the file system below the folder `root` and runs `command` in it."""
+    user = next(rest for name, rest in instructions() if name == "USER")
+    place = next(rest for name, rest in instructions() if name == "WORKDIR")
+    python = {sys.prefix, str(Path(sys.prefix).resolve()), sys.base_prefix}
+    lines = ["set -eu", "mount --make-rprivate /", f"mount -t tmpfs -o mode=755 tmpfs {root}"]
+    for name in SYSTEM:
+        if os.path.islink(f"/{name}"):
+            lines.append(f"cp -P /{name} {root}/{name}")
+        elif os.path.isdir(f"/{name}"):
+            lines.append(f"mkdir {root}/{name}; mount --rbind /{name} {root}/{name}")
+    for prefix in sorted(python):
+        lines.append(f"mkdir -p {root}{prefix}; mount --bind {prefix} {root}{prefix}")
+    lines += _building(root)
+    for path in volumes:
+        # As an emptyDir comes with fsGroup.
+        options = f"mode=2770,uid=0,gid={user}"
+        lines.append(f"mkdir -p {root}{path}; mount -t tmpfs -o {options} tmpfs {root}{path}")
+    lines += [f"mount -o remount,bind,ro {root}{prefix}" for prefix in sorted(python)]
+    if read_only:
+        lines.append(f"mount -o remount,ro {root}")
+    settings = [f"{name}={value}" for name, value in environment.items()]
+    inside = f"cd {place}; {shlex.join(command)}"
+    chroot = ["chroot", f"--userspec={user}:{user}", f"--groups={user}", str(root)]
+    lines.append("exec " + shlex.join([*chroot, "env", "-i", *settings, "sh", "-euc", inside]))
+    return "\n".join(lines)
