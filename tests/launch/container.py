@@ -1,8 +1,8 @@
-"""The image and a pod's volumes, on this machine's own file system, without a container engine.
+"""A root file system of its own, for a user who may write nearly nowhere; no container engine.
 
-The steps of the Dockerfile are applied to a root file system of its own: a memory file system in
-which the system's directories and this Python are mounted. It is then made read-only but for the
-pod's volumes, and the command starts in it as the image's user. Needs root, for namespaces.
+It is a memory file system in which the system's directories and this Python are mounted. For an
+image the steps of the Dockerfile are applied to it. It is then made read-only but for a pod's
+volumes, or a user's home, and the command starts in it as that user. Needs root, for namespaces.
 """
 
 import json
@@ -18,6 +18,7 @@ from fake_commands import LAUNCH, ROOT
 DOCKERFILE = LAUNCH / "k8s" / "Dockerfile"
 SYSTEM = ("usr", "bin", "sbin", "lib", "lib64", "etc", "proc", "sys", "dev")
 # What needs a network or another system; the rest of a RUN line is done as it says.
+USER = 1000
 BUILDING = """
 pip() { :; }
 python() { :; }
@@ -69,29 +70,52 @@ def _building(root):
             yield f"chroot {root} sh -euc {shlex.quote(commands)}"
 
 
-def script(root, volumes, command, environment, read_only=True):
-    """A script that makes the file system below the folder `root` and runs `command` in it."""
-    user = next(rest for name, rest in instructions() if name == "USER")
-    place = next(rest for name, rest in instructions() if name == "WORKDIR")
-    python = {sys.prefix, str(Path(sys.prefix).resolve()), sys.base_prefix}
-    lines = ["set -eu", "mount --make-rprivate /", f"mount -t tmpfs -o mode=755 tmpfs {root}"]
+def _system(root):
+    """Commands that make a root file system with this machine's programs, and this Python."""
+    yield from ("set -eu", "mount --make-rprivate /", f"mount -t tmpfs -o mode=755 tmpfs {root}")
     for name in SYSTEM:
         if os.path.islink(f"/{name}"):
-            lines.append(f"cp -P /{name} {root}/{name}")
+            yield f"cp -P /{name} {root}/{name}"
         elif os.path.isdir(f"/{name}"):
-            lines.append(f"mkdir {root}/{name}; mount --rbind /{name} {root}/{name}")
-    for prefix in sorted(python):
-        lines.append(f"mkdir -p {root}{prefix}; mount --bind {prefix} {root}{prefix}")
-    lines += _building(root)
-    for path in volumes:
-        # As an emptyDir comes with fsGroup.
-        options = f"mode=2770,uid=0,gid={user}"
-        lines.append(f"mkdir -p {root}{path}; mount -t tmpfs -o {options} tmpfs {root}{path}")
-    lines += [f"mount -o remount,bind,ro {root}{prefix}" for prefix in sorted(python)]
-    if read_only:
-        lines.append(f"mount -o remount,ro {root}")
+            yield f"mkdir {root}/{name}; mount --rbind /{name} {root}/{name}"
+    for prefix in _python():
+        yield f"mkdir -p {root}{prefix}; mount --bind {prefix} {root}{prefix}"
+        yield f"mount -o remount,bind,ro {root}{prefix}"
+
+
+def _python():
+    return sorted({sys.prefix, str(Path(sys.prefix).resolve()), sys.base_prefix})
+
+
+def _writable(root, path):
+    # As an emptyDir comes with fsGroup.
+    options = f"mode=2770,uid=0,gid={USER}"
+    return f"mkdir -p {root}{path}; mount -t tmpfs -o {options} tmpfs {root}{path}"
+
+
+def _start(root, place, command, environment):
     settings = [f"{name}={value}" for name, value in environment.items()]
     inside = f"cd {place}; {shlex.join(command)}"
-    chroot = ["chroot", f"--userspec={user}:{user}", f"--groups={user}", str(root)]
-    lines.append("exec " + shlex.join([*chroot, "env", "-i", *settings, "sh", "-euc", inside]))
-    return "\n".join(lines)
+    chroot = ["chroot", f"--userspec={USER}:{USER}", f"--groups={USER}", str(root)]
+    return "exec " + shlex.join([*chroot, "env", "-i", *settings, "sh", "-euc", inside])
+
+
+def pod_script(root, volumes, command, environment, read_only=True):
+    """A script that makes the image's file system below a folder and runs a command in it."""
+    place = next(rest for name, rest in instructions() if name == "WORKDIR")
+    lines = [*_system(root), *_building(root), *(_writable(root, path) for path in volumes)]
+    if read_only:
+        lines.append(f"mount -o remount,ro {root}")
+    return "\n".join([*lines, _start(root, place, command, environment)])
+
+
+def user_script(root, home, checkout, command, environment):
+    """A script that runs a command as a user who may write in `home` and /tmp only.
+
+    The folder `checkout` is copied to `home`/checkout, where the command begins.
+    """
+    place = f"{home}/checkout"
+    copy = f"cp -r {shlex.quote(str(checkout))} {root}{place}; chown -R {USER}:{USER} {root}{place}"
+    lines = [*_system(root), _writable(root, home), _writable(root, "/tmp"), copy]
+    lines.append(f"mount -o remount,ro {root}")
+    return "\n".join([*lines, _start(root, place, command, environment)])

@@ -72,11 +72,12 @@ def homes():
 
 def homes_of(node):
     """The hosts of one slice; a node has the name of the resource, or that and a number."""
+    name = load("name.json", "")
     if load("slices.json", 1) == 1:
-        assert node == "pod", node
+        assert node == name, node
         return homes()
     prefix, _, index = node.rpartition("-")
-    assert prefix == "pod", node
+    assert prefix == name, node
     return homes()[WORKERS * int(index) :][:WORKERS]
 
 
@@ -87,6 +88,7 @@ def create(name, options):
         assert options["--node-id"] == name and "--node-count" not in options
     else:
         assert options["--node-prefix"] == name and int(options["--node-count"]) > 1
+    save("name.json", name)
     save("slices.json", int(options.get("--node-count", 1)))
     lives = load("lives.json", [])
     save("states.json", lives.pop(0))

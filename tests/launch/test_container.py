@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from container import available, entrypoint, script, variables
+from container import available, entrypoint, pod_script, variables
 from test_kubernetes import SHAPES, job_spec, manifest
 
 # Two steps of a small model, with all that a run writes: records, a checkpoint, a summary, curves.
@@ -52,7 +52,7 @@ def test_the_documented_command_trains(tmp_path, volumes):
     environment["XLA_FLAGS"] = quick
     list_all = "; find runs -type f; find /home -type f | head"
     command = ["sh", "-euc", '"$@"' + list_all, "sh", *entrypoint(), *TRAINING]
-    text = script(tmp_path, writable, command, environment, read_only=volumes)
+    text = pod_script(tmp_path, writable, command, environment, read_only=volumes)
     result = subprocess.run(
         ["unshare", "--mount", "bash", "-c", text], capture_output=True, text=True, timeout=300
     )

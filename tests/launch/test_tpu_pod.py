@@ -321,7 +321,8 @@ def test_the_bucket_is_mounted_before_the_start(tmp_path):
     result = pod(tmp_path, "train", *TYPE, *options, plan=[[0, 0]], lives=[["ACTIVE"]])
     assert result.returncode == 0, result.stderr
     lines = (tmp_path / "tools").read_text().splitlines()
-    assert lines.count("gcsfuse --implicit-dirs -o ro my-data /mnt/data") == 2
+    mounting = "gcsfuse --implicit-dirs --metadata-cache-ttl-secs=-1 -o ro my-data /mnt/data"
+    assert lines.count(mounting) == 2
     assert lines.count("sudo mkdir -p /mnt/data") == 2
 
 
