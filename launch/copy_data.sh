@@ -4,8 +4,8 @@
 #   launch/copy_data.sh gs://BUCKET/tfds/imagenet2012/5.1.0 /dev/shm/data
 #
 # It then is in /dev/shm/data/imagenet2012/5.1.0, and `data.dir` is /dev/shm/data. A copy that is
-# complete is kept, one that is not continues. Ends with 2, after a sentence, where trying again would
-# not help: the source is not there, or the host has no room. tpu_worker.sh calls it, and
+# complete is kept, one that is not continues. Ends after a sentence with 2 where trying again would
+# not help (the source is not there, the host has no room), with 75 where it would. tpu_worker.sh calls it, and
 # k8s/render.py puts it into an init container. Needs gcloud.
 set -euo pipefail
 
@@ -28,7 +28,7 @@ if ((status)); then
   echo "error: the size of $source is not known: $listed" >&2
   # Only an answer is final; no connection is not.
   [[ $listed == *"matched no objects"* ]] && exit 2
-  exit 1
+  exit 75
 fi
 needed=$(awk '$1 ~ /^[0-9]+$/ { size = $1 } END { printf "%.0f", size }' <<<"$listed")
 if ((needed == 0)); then
@@ -48,10 +48,13 @@ if ((needed + needed / 20 > free + present)); then
 fi
 echo "copying $((needed / 10 ** 9)) GB from $source to $target"
 # What is there already with the right size and time is passed over; a file comes to its name whole.
-gcloud storage rsync --recursive --no-user-output-enabled "$source" "$target"
+if ! gcloud storage rsync --recursive --no-user-output-enabled "$source" "$target"; then
+  echo "error: the copy of $source broke off; another start continues it" >&2
+  exit 75
+fi
 copied=$(find "$target" -type f ! -name '*_.gstmp' -printf '%s\n' | awk '{ size += $1 } END { printf "%.0f", size }')
 if ((copied < needed)); then
   echo "error: only $copied of $needed bytes of $source arrived" >&2
-  exit 1
+  exit 75
 fi
 echo "$source" >"$complete"

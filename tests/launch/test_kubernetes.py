@@ -85,6 +85,13 @@ def test_data_can_be_copied_before_the_start(kind, where, medium):
     assert (shell, option) == ("bash", "-c")
     assert script == (LAUNCH / "copy_data.sh").read_text()
     assert arguments == ["copy_data.sh", COPIED.partition("=")[2], "/mnt/data"]
+    # Its 2 is final too, and its 75 starts all again.
+    (codes,) = [
+        rule["onExitCodes"]
+        for rule in job_spec(jobset)["podFailurePolicy"]["rules"]
+        if "onExitCodes" in rule
+    ]
+    assert "containerName" not in codes and 2 in codes["values"] and 75 not in codes["values"]
     # Nothing in it is a reference that Kubernetes would fill in.
     names = {variable["name"] for variable in init["env"]}
     assert not names & set(re.findall(r"\$\(([A-Za-z0-9_]+)\)", script))
