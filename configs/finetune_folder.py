@@ -30,6 +30,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config.data.name = "folder"
     config.data.train_split = "train"
     config.data.eval_split = "val"
+    config.data.exif = True  # as phones write it
     config.data.global_batch = 64
     config.data.workers = -1
     config.data.threads = 2

@@ -30,6 +30,8 @@ from convnext_jax.errors import require_one_of
 
 # Probability of dropping the last block.
 DROP_PATH = {"base": 0.1, "large": 0.1, "xlarge": 0.2}
+# Examples that share a draw of mixing: those of a device in the official runs.
+MIX_GROUP = {"base": 32, "large": 64, "xlarge": 32}
 
 
 def get_config(size: str = "base") -> ConfigDict:
@@ -53,6 +55,7 @@ def get_config(size: str = "base") -> ConfigDict:
     config.augment.erasing = 0.25
     config.augment.mixup = 0.8
     config.augment.cutmix = 1.0
+    config.augment.mix_group = MIX_GROUP[size]
 
     config.optim.lr = 4e-3
     config.optim.min_lr = 1e-6

@@ -14,7 +14,7 @@ from convnext_jax.checkpointing.manager import absolute, abstract_like, restore
 from convnext_jax.config import Config, DataConfig, Steps
 from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.data.pipeline import Batches, Passes, train_batches
-from convnext_jax.data.sources import Dataset, open_source
+from convnext_jax.data.sources import Dataset, check_same_classes, open_source
 from convnext_jax.data.transforms import EvalTransform, TrainTransform
 from convnext_jax.errors import InputError
 from convnext_jax.evaluation.evaluator import Evaluator
@@ -38,8 +38,11 @@ def build_run(config: Config, began: float) -> Run:
     """
     mesh = sharding.create_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     accumulation(config.data, mesh.size)  # fails before the data is opened
-    source = open_source(config.data.name, config.data.train_split, config.data.dir)
-    held_out = open_source(config.data.name, config.data.eval_split, config.data.dir)
+    source, held_out = (
+        open_source(config.data.name, split, config.data.dir, exif=config.data.exif)
+        for split in (config.data.train_split, config.data.eval_split)
+    )
+    check_same_classes(source, held_out)
     allow_open_files([source, held_out], workers_of(config.data))
     step = build_step(config, mesh, source.num_classes, len(source), source.class_names)
     model, steps = step.model, step.steps
@@ -90,7 +93,13 @@ def build_run(config: Config, began: float) -> Run:
         batch_hashes=config.log_batch_hashes,
         began=began,
         description=model.to_json() | {"config": dataclasses.asdict(config)},
-        plan=describe_plan(config, mesh, steps, len(source), len(held_out)),
+        plan="\n".join(
+            [
+                describe_plan(config, mesh, steps, len(source), len(held_out)),
+                *source.notes,
+                *held_out.notes,
+            ]
+        ),
         global_batch=config.data.global_batch,
         steps_per_epoch=steps.per_epoch,
         total_steps=steps.total,
@@ -155,6 +164,7 @@ def build_evaluator(
     check: bool = False,
     confusion: bool = False,
     option: str = "data.on_error",
+    batch_option: str = "data.eval_batch",
 ) -> Evaluator:
     """An evaluator of a model on `source`, whose images it prepares as the model wants them.
 
@@ -166,17 +176,19 @@ def build_evaluator(
       check: look for images that cannot be read as soon as it is started, and not only in a pass.
       confusion: also count which class was taken for which.
       option: what a message calls `data.on_error`.
+      batch_option: what it calls `data.eval_batch`.
 
     Raises:
       InputError: the batch does not divide over the devices.
     """
     batch = data.eval_batch
     if batch is None:
-        batch = data.global_batch // accumulation(data, mesh.size)
-    elif batch % mesh.size:
+        batch = data.global_batch
+        if batch % mesh.size == 0:
+            batch //= accumulation(data, mesh.size)
+    if batch % mesh.size:
         raise InputError(
-            f"`data.eval_batch` (={batch}) must be divisible by the number of devices"
-            f" (={mesh.size})"
+            f"`{batch_option}` (={batch}) must be divisible by the number of devices (={mesh.size})"
         )
     feeding = model.preprocessing
     transform = EvalTransform(

@@ -44,6 +44,7 @@ class DataConfig:
     eval_batch: int | None = None  # over all devices; None: as many as the step takes at once
     image_size: int | None = None  # pixels; None: the variant's
     crop: str = "random_resized"  # or padded: 4 pixels of black around, for small images
+    exif: bool = False  # turn images as their EXIF orientation says, which the reference does not
     flip: float = 0.5  # probability of a horizontal flip
     eval_crop: float | None = None  # centre share of the resized image's side; None: the variant's
     workers: int = 0  # decoding processes; 0: threads of this process; -1: one a usable core

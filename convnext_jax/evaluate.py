@@ -75,7 +75,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
         raise InputError(f"`--dataset` must be given: {arguments.checkpoint} comes from no run")
     data = from_dict(values).data
     mesh = sharding.create_mesh()
-    source = open_source(data.name, data.eval_split, data.dir)
+    source = open_source(data.name, data.eval_split, data.dir, exif=model.preprocessing.exif)
+    for note in source.notes if processes.is_first() else ():
+        print(note, file=sys.stderr)
     if source.num_classes != model.spec.num_classes:
         raise InputError(
             f"dataset `{data.name}` has {source.num_classes} classes, but the checkpoint's"
@@ -83,7 +85,13 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
         )
     allow_open_files([source], builders.workers_of(data))
     evaluator = builders.build_evaluator(
-        model, source, data, mesh, confusion=bool(arguments.confusion), option="--on_error"
+        model,
+        source,
+        data,
+        mesh,
+        confusion=bool(arguments.confusion),
+        option="--on_error",
+        batch_option="--batch_size",
     )
     params = builders.restore_params(model.spec, place, item, mesh)
     results = evaluator({item: params})[item]

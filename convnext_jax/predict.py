@@ -21,12 +21,10 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from convnext_jax.constants import IMAGE_EXTENSIONS
 from convnext_jax.errors import InputError, RunError, exit_in_one_sentence
 from convnext_jax.inference.load import load
 from convnext_jax.inference.predictor import Failure, Prediction, Predictor
-
-# What is taken from folders, in lower or upper case; files named one by one may end as they like.
-EXTENSIONS = tuple(".avif .bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -70,7 +68,9 @@ def find_images(places: Sequence[str]) -> list[str]:
         if os.path.isdir(place):
             inside = list(_walk(place))
             if not inside:
-                raise InputError(f"the folder {place} has no images ({', '.join(EXTENSIONS)})")
+                raise InputError(
+                    f"the folder {place} has no images ({', '.join(IMAGE_EXTENSIONS)})"
+                )
             found += inside
         else:
             found.append(place)
@@ -84,7 +84,7 @@ def _walk(folder: str) -> Iterator[str]:
     for parent, folders, files in os.walk(folder, onerror=fail):
         folders.sort()  # The walk goes on in this order.
         for file in sorted(files):
-            if file.lower().endswith(EXTENSIONS):
+            if file.lower().endswith(IMAGE_EXTENSIONS):
                 yield os.path.join(parent, file)
 
 

@@ -177,6 +177,7 @@ def describe_model(
         interpolation="bicubic",
         mean=variant.mean,
         std=variant.std,
+        exif=config.data.exif,
     )
     return ModelDescription(model_spec(config.model, num_classes), preprocessing, class_names)
 

@@ -90,7 +90,10 @@ def test_values_are_those_of_the_papers_table(name):
         assert (optim.b1, optim.b2, optim.eps, optim.clip_norm) == (0.9, 0.999, 1e-8, 0)
         assert (optim.min_lr, optim.label_smoothing) == (1e-6, 0.1)
         assert (augment.auto_augment, augment.erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
-        assert (augment.color_jitter, augment.mix_switch, augment.mix_group) == (0, 0.5, 128)
+        assert (augment.color_jitter, augment.mix_switch) == (0, 0.5)
+        # The images of a device in the official runs.
+        devices_images = {"large": 64}.get(run, 32) if name == "imagenet22k" else 128
+        assert augment.mix_group == devices_images
 
 
 def test_only_the_largest_model_keeps_an_average_when_it_comes_from_22k():

@@ -1,19 +1,26 @@
 """A user's own images: `ROOT/SPLIT/CLASS/*.jpg`, as torchvision's ImageFolder has them."""
 
+import collections
+import os
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
+from convnext_jax.constants import IMAGE_EXTENSIONS
 from convnext_jax.data.decode import decode
 from convnext_jax.errors import InputError, did_you_mean
 
 # What a config calls such a dataset; its root is `data.dir`.
 NAME = "folder"
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+# Examples of the files that a note names.
+_NAMED = 3
 
 
 class FolderSource:
     """One split of a folder of images, in the order of class and file names.
+
+    Whatever begins with a dot, and what macOS adds to archives, is not looked at.
 
     Attributes:
       name: `folder`.
@@ -21,51 +28,58 @@ class FolderSource:
       class_names: names of the class folders, sorted; a label is a place in them.
       num_classes: how many there are.
       num_files: how many files stay open: none.
+      notes: sentences about files that are left out, if there are any.
     """
 
     num_files = 0
 
-    def __init__(self, root: Path, split: str):
-        """Lists the files; opens none.
+    def __init__(self, root: Path, split: str, exif: bool = False):
+        """Lists the files of the split; opens none.
+
+        Args:
+          root: has a folder for each split; others than this one are not looked at.
+          split: name of the folder.
+          exif: turn images as their EXIF orientation says.
 
         Raises:
-          InputError: there is no such folder; it has no classes; a class is empty, or is missing in
-            one of the splits that stand beside it.
+          InputError: there is no such folder; it has no classes; a class is empty.
         """
         self.name = NAME
         self.split = split
-        splits = _folders(root) if root.is_dir() else {}
+        self._exif = exif
+        self._folder = str(root / split)
+        splits = _folders(root) if root.is_dir() else []
         if split not in splits:
             found = f"{root} has {', '.join(splits)}" if splits else f"{root} has no folders"
             raise InputError(
                 f"split `{split}` must be a folder of class folders, and {found}"
                 f"{did_you_mean(split, splits)}"
             )
-        classes = {name: _folders(path) for name, path in splits.items()}
-        for other, names in classes.items():
-            for missing in sorted(classes[split].keys() ^ names.keys()):
-                there, here = (split, other) if missing in classes[split] else (other, split)
-                raise InputError(
-                    f"class `{missing}` must have a folder in every split of {root}: it is in"
-                    f" `{there}` and not in `{here}`"
-                )
-        if not classes[split]:
-            raise InputError(f"{splits[split]} must have a folder for each class, and has none")
-        self.class_names = tuple(classes[split])
+        self.class_names = tuple(_folders(root / split))
         self.num_classes = len(self.class_names)
-        self._files: list[tuple[str, int]] = []
-        for label, folder in enumerate(classes[split].values()):
-            files = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
+        if not self.class_names:
+            raise InputError(f"{self._folder} must have a folder for each class, and has none")
+        left_out: list[str] = []
+        names: list[bytes] = []
+        ends = []
+        for name in self.class_names:
+            files = sorted(_files(self._folder, name, left_out))
             if not files:
                 raise InputError(
-                    f"class folder {folder} must have images ({', '.join(sorted(EXTENSIONS))}), and"
-                    f" has none"
+                    f"class folder {root / split / name} must have images"
+                    f" ({', '.join(IMAGE_EXTENSIONS)}), and has none"
                 )
-            self._files += [(file, label) for file in files]
+            names += map(os.fsencode, files)
+            ends.append(len(names))
+        self.notes = _notes(str(self), left_out)
+        # Three arrays: a list of a million paths would be pickled for seconds, for each worker.
+        self._class_ends = np.array(ends)
+        self._ends = np.cumsum([len(name) for name in names], dtype=np.uint32)
+        self._names = np.frombuffer(b"".join(names), np.uint8)
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._files)
+        return len(self._ends)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """Reads and decodes one image.
@@ -74,19 +88,52 @@ class FolderSource:
           index: 0..len-1.
 
         Returns:
-          The image in RGB, at its own size and ignoring EXIF orientation, as torchvision loads it;
-          and its label, 0..num_classes-1.
+          The image in RGB, at its own size; and its label, 0..num_classes-1.
 
         Raises:
+          IndexError: there is no such index.
           InputError: the image cannot be decoded.
         """
-        file, label = self._files[index]
-        return decode(file, file), label
+        if not 0 <= index < len(self):
+            raise IndexError(f"`index` (={index}) must be in 0..{len(self) - 1}")
+        start = int(self._ends[index - 1]) if index else 0
+        name = os.fsdecode(self._names[start : self._ends[index]].tobytes())
+        file = os.path.join(self._folder, name)
+        label = int(np.searchsorted(self._class_ends, index, side="right"))
+        return decode(file, file, self._exif), label
 
     def __str__(self) -> str:
         """Dataset and split, as messages name them."""
         return f"dataset `{self.name}`, split `{self.split}`"
 
 
-def _folders(path: Path) -> dict[str, Path]:
-    return {p.name: p for p in sorted(path.iterdir()) if p.is_dir()}
+def _folders(path: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and _seen(entry.name))
+
+
+def _seen(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _files(split: str, class_name: str, left_out: list[str]) -> list[str]:
+    """The images of a class, by their paths in the folder of the split; others are appended."""
+    found = []
+    for folder, below, files in os.walk(os.path.join(split, class_name)):
+        below[:] = filter(_seen, below)
+        inside = os.path.relpath(folder, split)
+        for file in filter(_seen, files):
+            path = os.path.join(inside, file)
+            (found if file.lower().endswith(IMAGE_EXTENSIONS) else left_out).append(path)
+    return found
+
+
+def _notes(what: str, left_out: list[str]) -> tuple[str, ...]:
+    if not left_out:
+        return ()
+    kinds = collections.Counter(os.path.splitext(name)[1].lower() or "none" for name in left_out)
+    counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+    named = ", ".join(sorted(left_out)[:_NAMED]) + (", ..." if len(left_out) > _NAMED else "")
+    return (
+        f"{what}: {len(left_out)} files left out, which do not end in {' '.join(IMAGE_EXTENSIONS)}"
+        f" (endings: {counts}): {named}",
+    )

@@ -62,7 +62,7 @@ class Mixup:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"`{name}` (={getattr(self, name)}) must lie in [0, 1]")
         if self.group < 2 or self.group % 2:
-            raise InputError(f"`group` (={self.group}) must be positive and even")
+            raise InputError(f"`augment.mix_group` (={self.group}) must be positive and even")
 
     @property
     def enabled(self) -> bool:
@@ -100,7 +100,8 @@ class Mixup:
         size = min(examples, self.group)
         if examples % size:
             raise InputError(
-                f"the batch (={examples} examples) must be a multiple of `group` (={self.group})"
+                f"the batch (={examples} examples) must be a multiple of"
+                f" `augment.mix_group` (={self.group})"
                 " or smaller"
             )
         if size % 2:

@@ -34,10 +34,15 @@ class Source:
       class_names: name of each class, by label.
       num_classes: how many classes there are.
       num_files: how many files stay open in a process that has read from all of them.
+      notes: sentences about what is left out: none.
     """
 
-    def __init__(self, builder_dir: str, name: str, split: str):
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, builder_dir: str, name: str, split: str, exif: bool = False):
         """Opens the prepared dataset in `builder_dir`, a directory that ends in a version.
+
+        With `exif` its images are turned as their EXIF orientation says.
 
         Raises:
           InputError: as `open_source`.
@@ -45,6 +50,7 @@ class Source:
         self.name = name
         self.split = split
         self._builder_dir = builder_dir
+        self._exif = exif
         builder: Any = tfds.builder_from_directory(builder_dir)
         if _ARRAY_RECORD not in builder.info.available_file_formats():
             raise InputError(wrong_format(name, builder))
@@ -73,7 +79,7 @@ class Source:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the place of the files, so that another process opens its own."""
-        return Source, (self._builder_dir, self.name, self.split)
+        return Source, (self._builder_dir, self.name, self.split, self._exif)
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -86,8 +92,7 @@ class Source:
           index: 0..len-1.
 
         Returns:
-          The image in RGB, at its own size and ignoring EXIF orientation, as torchvision loads it;
-          and its label, 0..num_classes-1.
+          The image in RGB, at its own size; and its label, 0..num_classes-1.
 
         Raises:
           IndexError: there is no such index.
@@ -113,7 +118,7 @@ class Source:
                 f" be in 0..{self.num_classes - 1}"
             )
         name = f"in record {index} of {self}{self._file_name(record)}"
-        return decode(record[self._image_key], name), label
+        return decode(record[self._image_key], name, self._exif), label
 
     def __str__(self) -> str:
         """Dataset and split, as messages name them."""
@@ -136,7 +141,13 @@ class Source:
 Dataset = Source | FolderSource
 
 
-def open_source(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def open_source(
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    exif: bool = False,
+) -> Dataset:
     """Opens a split of a classification dataset.
 
     The `digits` are written first if they are not there; `folder` reads the images below
@@ -148,6 +159,7 @@ def open_source(name: str, split: str, data_dir: str | os.PathLike[str] | None =
       split: split or part of one in TFDS's notation, such as `train` or `train[:90%]`.
       data_dir: root of prepared datasets; None is TFDS's default, the environment variable
         TFDS_DATA_DIR or ~/tensorflow_datasets.
+      exif: turn images as their EXIF orientation says; the reference does not.
 
     Raises:
       InputError: the dataset is unknown, not prepared, not stored as array_record or has no image
@@ -156,7 +168,7 @@ def open_source(name: str, split: str, data_dir: str | os.PathLike[str] | None =
     if name == folder.NAME:
         if data_dir is None:
             raise InputError(f"`data.dir` must be given for the dataset `{folder.NAME}`")
-        return FolderSource(Path(data_dir).expanduser(), split)
+        return FolderSource(Path(data_dir).expanduser(), split, exif)
     if base_name(name) == digits.NAME:
         digits.ensure_prepared(data_dir)
     builder = find_prepared(name, data_dir)
@@ -167,7 +179,23 @@ def open_source(name: str, split: str, data_dir: str | os.PathLike[str] | None =
             f"dataset `{name}` is not prepared in {root}; prepare it with"
             f" `{prepare_command(name, root)}`"
         )
-    return Source(os.fspath(builder.data_dir), name, split)
+    return Source(os.fspath(builder.data_dir), name, split, exif)
+
+
+def check_same_classes(training: Dataset, evaluation: Dataset) -> None:
+    """Raises InputError unless labels mean the same classes in both splits."""
+    if training.class_names == evaluation.class_names:
+        return
+    one, other = set(training.class_names), set(evaluation.class_names)
+    parts = [
+        f"only {source.split} has {', '.join(sorted(names))}"
+        for source, names in ((training, one - other), (evaluation, other - one))
+        if names
+    ]
+    raise InputError(
+        f"the splits must have the same classes: `{training.split}` has {len(one)} and"
+        f" `{evaluation.split}` {len(other)}; {'; '.join(parts)}"
+    )
 
 
 def find_prepared(

@@ -3,8 +3,9 @@
 import os
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from convnext_jax.data.decode import upright
 from convnext_jax.data.transforms import EvalTransform
 from convnext_jax.models.variants import Preprocessing
 
@@ -18,7 +19,7 @@ class ImageError(Exception):
 class Preprocess:
     """Preprocessing on the host; pixels equal those of timm's and torchvision's transforms on PIL.
 
-    Differing from them, the EXIF orientation is respected. Normalising with mean and standard
+    The EXIF orientation is respected where the record says so. Normalising with mean and standard
     deviation happens later, on the accelerator.
 
     Attributes:
@@ -32,6 +33,7 @@ class Preprocess:
           InputError: a field is out of range.
         """
         self.size = preprocessing.input_size
+        self._exif = preprocessing.exif
         self._transform = EvalTransform(
             preprocessing.input_size,
             preprocessing.crop_fraction,
@@ -42,10 +44,14 @@ class Preprocess:
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Transforms an image of any mode into uint8 [input_size, input_size, 3] in 0..255.
 
+        PIL drops transparency and, in training and torchvision's loader too, cuts off 16-bit values
+        at 255. Of an animation this is the first frame, and damaged EXIF says nothing.
+
         Raises:
           ImageError: the image is a strip so thin that it would be resized to too many pixels.
         """
-        image = upright_rgb(image)
+        image.load()  # Damaged pixels raise here.
+        image = (upright(image) if self._exif else image).convert("RGB")
         shorter, longer = sorted(image.size)
         side = self.size / self._transform.crop_fraction
         most = Image.MAX_IMAGE_PIXELS
@@ -77,17 +83,3 @@ class Preprocess:
         except Exception as error:  # PIL's readers raise nearly anything on damaged data.
             message = " ".join(f"{type(error).__name__}: {error}".split())
             raise ImageError(f"it cannot be read: {message}") from error
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turns an image as its EXIF orientation says, and converts it to RGB as PIL does.
-
-    PIL drops transparency and, in training and torchvision's loader too, cuts off 16-bit values at
-    255. Of an animation this is the first frame, and damaged EXIF says nothing.
-    """
-    image.load()  # Damaged pixels raise here.
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception:
-        pass  # Damaged EXIF, which is no reason to refuse the pixels: they stay as they are stored.
-    return image.convert("RGB")

@@ -29,6 +29,7 @@ class Preprocessing:
       interpolation: how images are resized.
       mean: per RGB channel, subtracted from pixels in [0, 1].
       std: per RGB channel, pixels are divided by it afterwards.
+      exif: images are turned as their EXIF orientation says before anything else.
     """
 
     input_size: int = 224
@@ -37,6 +38,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    exif: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -250,8 +250,8 @@ def test_the_ends_of_lambda(lam):
         ({"cutmix_alpha": float("nan")}, r"`cutmix_alpha` \(=nan\) must be at least 0"),
         ({"probability": 2}, r"`probability` \(=2\) must lie in \[0, 1\]"),
         ({"switch_probability": -1}, r"`switch_probability` \(=-1\) must lie in \[0, 1\]"),
-        ({"group": 0}, r"`group` \(=0\) must be positive and even"),
-        ({"group": 7}, r"`group` \(=7\) must be positive and even"),
+        ({"group": 0}, r"`augment.mix_group` \(=0\) must be positive and even"),
+        ({"group": 7}, r"`augment.mix_group` \(=7\) must be positive and even"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -262,7 +262,7 @@ def test_bad_options_are_named(options, message):
 def test_bad_batches_are_named():
     images, targets, _ = batch(12)
     with pytest.raises(
-        InputError, match=r"batch \(=12 examples\) must be a multiple of `group` \(="
+        InputError, match=r"batch \(=12 examples\) must be a multiple of `augment.mix_group` \(="
     ):
         Mixup(group=8).mix(images, targets, jax.random.key(0))
     with pytest.raises(InputError, match=r"batch \(=5 examples\) must be even"):

@@ -1,5 +1,6 @@
 """Pixels against timm's evaluation transforms and torchvision's loader."""
 
+import dataclasses
 import io
 
 import jax
@@ -9,10 +10,13 @@ from inference.small import PHOTOGRAPHS, photographs
 from oracles import timm, torchvision
 from PIL import Image
 
+from convnext_jax.builders import build_run
+from convnext_jax.config import default_config, resolve
 from convnext_jax.data.normalize import normalize
 from convnext_jax.errors import InputError
 from convnext_jax.inference.preprocess import ImageError, Preprocess
 from convnext_jax.models.pretrained import PRETRAINED
+from convnext_jax.models.spec import ModelDescription
 from convnext_jax.models.variants import VARIANTS, Preprocessing
 
 
@@ -100,10 +104,43 @@ def test_exif_orientation(orientation, file_format):
     stored.save(
         file, file_format, exif=exif, **({"lossless": True} if file_format == "WEBP" else {})
     )
-    record = Preprocessing(input_size=64, crop_mode="squash")
+    record = Preprocessing(input_size=64, crop_mode="squash", exif=True)
     for image in (Image.open(file), file):  # as PIL image, and to be opened
         pixels = Preprocess(record).read(image)
         np.testing.assert_array_equal(pixels, Preprocess(record)(upright))
+    if file_format == "TIFF":
+        return  # PIL's reader turns these itself, for torchvision and timm as well
+    # By default the pixels stay as they are stored.
+    record = Preprocessing(input_size=64, crop_mode="squash")
+    np.testing.assert_array_equal(Preprocess(record).read(file), Preprocess(record)(stored))
+
+
+@pytest.mark.parametrize("exif", [False, True])
+def test_training_evaluates_the_pixels_that_prediction_sees(exif, tmp_path):
+    """A phone's photograph, in portrait: turned in both or in neither."""
+    stored = Image.Exif()
+    stored[0x0112] = 6
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        for number in range(8):  # one for each device
+            PHOTOGRAPHS[0].save(tmp_path / split / "a" / f"{number}.jpg", exif=stored)
+    config = default_config()
+    config.data.update(name="folder", dir=str(tmp_path), eval_split="val", global_batch=8)
+    config.data.update(exif=exif, image_size=64, eval_crop=1.0)
+    config.num_steps = 1
+    run = build_run(resolve(config), 0.0)
+    (batch,) = run.evaluator._passes()
+    run.evaluator.close()
+    description = ModelDescription.from_json(run.description)
+    assert description.preprocessing.exif == exif
+    seen = Preprocess(description.preprocessing).read(tmp_path / "val" / "a" / "0.jpg")
+    np.testing.assert_array_equal(batch["image"][0], seen)
+    other = dataclasses.replace(description.preprocessing, exif=not exif)
+    assert not np.array_equal(Preprocess(other).read(tmp_path / "val" / "a" / "0.jpg"), seen)
+    # Checkpoints from before the field was there say nothing, which is False.
+    values = run.description | {"preprocessing": dict(run.description["preprocessing"])}
+    del values["preprocessing"]["exif"]
+    assert not ModelDescription.from_json(values).preprocessing.exif
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"])
@@ -111,7 +148,8 @@ def test_exif_orientation(orientation, file_format):
 def test_damaged_exif_is_no_orientation(exif, tmp_path):
     PHOTOGRAPHS[0].save(tmp_path / "x.jpg", exif=exif)
     expected = Preprocess(Preprocessing())(Image.open(tmp_path / "x.jpg").convert("RGB"))
-    np.testing.assert_array_equal(Preprocess(Preprocessing()).read(tmp_path / "x.jpg"), expected)
+    turning = Preprocess(Preprocessing(exif=True))
+    np.testing.assert_array_equal(turning.read(tmp_path / "x.jpg"), expected)
 
 
 def files_of_every_mode():
