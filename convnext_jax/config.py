@@ -83,6 +83,7 @@ class OptimConfig:
     b2: float = 0.999
     eps: float = 1e-8
     clip_norm: float = 0.0  # global norm; 0: no clipping
+    gradient_sum: str = "float32"  # over devices; or model.dtype, bfloat16: half the bytes
     label_smoothing: float = 0.1
     ema_decay: float = 0.9999  # 0: no moving average
 
@@ -303,6 +304,8 @@ def _check_ranges(config: Config) -> None:
     check("optim.b2", 0 <= optim.b2 < 1, "lie in [0, 1)")
     check("optim.eps", optim.eps > 0, "be positive")
     check("optim.clip_norm", optim.clip_norm >= 0, "not be negative")
+    sums = ("float32", model.dtype)
+    check("optim.gradient_sum", optim.gradient_sum in sums, "be float32, or `model.dtype`")
     check("optim.label_smoothing", 0 <= optim.label_smoothing < 1, "lie in [0, 1)")
     check("optim.ema_decay", 0 <= optim.ema_decay < 1, "lie in [0, 1)")
     every = config.checkpoint.every_steps

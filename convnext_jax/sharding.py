@@ -1,12 +1,15 @@
 """The device mesh, and where the batch and the parameters lie on it."""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from convnext_jax import tree
 from convnext_jax.errors import InputError
@@ -93,24 +96,65 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _fsdp_spec(leaf.shape, mesh)), tree)
 
 
-def gathering(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def gathering(
+    function: Callable[..., Any],
+    mesh: Mesh,
+    dtypes: Mapping[str, DTypeLike],
+    gradient_sum: DTypeLike = "float32",
+) -> Callable[..., Any]:
     """Makes a function of parameters gather those that are split before it uses them.
 
     Left to itself the compiler may split the computation the way the parameters are, and pass
-    activations between the devices instead. Their gradients are summed and split again.
+    activations between the devices instead. What is gathered is rounded first to the dtype that it
+    is used in; gradients are summed over the devices and split again, in float32.
 
     Args:
       function: (parameters, ...) -> anything.
       mesh: from `create_mesh`.
+      dtypes: by name of parameters, the dtype that the function rounds them to; of others, it uses
+        them as they are.
+      gradient_sum: of the gradients of parameters in `dtypes`: float32, or the dtype given there.
     """
-    if mesh.shape["fsdp"] == 1:
-        return function
+
+    def gather(name: str, leaf: Any, sharding: NamedSharding) -> Any:
+        dtype = jnp.dtype(dtypes.get(name, leaf.dtype))
+        narrow = dtype == gradient_sum != leaf.dtype
+        if sharding.is_fully_replicated and not narrow:
+            return leaf
+        return _gather(leaf, sharding, dtype, dtype if narrow else leaf.dtype)
 
     def gathered(params: Any, *arguments: Any, **keywords: Any) -> Any:
-        whole = jax.lax.with_sharding_constraint(params, replicated(mesh))
+        shardings = parameter_shardings(params, mesh)
+        whole = jax.tree_util.tree_map_with_path(
+            lambda path, *leaves: gather(tree.path_name(path), *leaves), params, shardings
+        )
         return function(whole, *arguments, **keywords)
 
     return gathered
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(leaf: Any, sharding: NamedSharding, rounded: DTypeLike, dtype: DTypeLike) -> Any:
+    """The whole of an array that is split, rounded, and in a dtype that its gradient then has."""
+    whole = replicated(sharding.mesh)  # pyright: ignore[reportArgumentType]
+    return jax.lax.with_sharding_constraint(leaf.astype(rounded), whole).astype(dtype)
+
+
+def _gather_forward(
+    leaf: Any, sharding: NamedSharding, rounded: DTypeLike, dtype: DTypeLike
+) -> tuple[Any, Any]:
+    # An empty array remembers the parameter's dtype.
+    return _gather(leaf, sharding, rounded, dtype), jnp.zeros((0,), leaf.dtype)
+
+
+def _gather_backward(
+    sharding: NamedSharding, rounded: DTypeLike, dtype: DTypeLike, residual: Any, dy: Any
+) -> tuple[Any]:
+    del rounded, dtype
+    return (jax.lax.with_sharding_constraint(dy, sharding).astype(residual.dtype),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def overview(tree_of_shapes: Any, shardings: Any) -> str:

@@ -100,7 +100,9 @@ def build_step(
     abstract_state = jax.eval_shape(state_from, model.spec.abstract_params())
     state_shardings = sharding.parameter_shardings(abstract_state, mesh)
     train_step = make_train_step(
-        sharding.gathering(model.spec.function(), mesh),
+        sharding.gathering(
+            model.spec.function(), mesh, model.spec.kernel_dtypes(), config.optim.gradient_sum
+        ),
         optimizer,
         learning_rate,
         num_classes=num_classes,

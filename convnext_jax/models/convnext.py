@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from convnext_jax.errors import require_one_of
 from convnext_jax.models import checks, layers, stems
+from convnext_jax.ops.channels import scale
 
 
 class Block(nnx.Module):
@@ -76,7 +77,7 @@ class Block(nnx.Module):
             y = self.grn(y)
         y = self.pwconv2(y)
         if self.gamma is not None:
-            y = y * layers.per_channel(self.gamma[...], self.dtype)
+            y = scale(y, self.gamma[...])
         if key is not None and self.drop_path > 0:
             y = layers.drop_path(y, jax.random.fold_in(key, self.index), self.drop_path)
         return x + y

@@ -9,6 +9,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from convnext_jax.ops.channels import add_bias
 from convnext_jax.ops.dense import dense
 from convnext_jax.ops.depthwise_conv import depthwise_conv
 from convnext_jax.ops.fence import fence
@@ -61,8 +62,8 @@ class PatchConv(nnx.Conv):
     def __call__(self, inputs: Array, out_sharding=None) -> Array:
         """Convolves `inputs` [N, H, W, features_in]."""
         assert out_sharding is None, "shardings are left to the compiler"
-        y = patch_conv(inputs.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y if self.bias is None else y + per_channel(self.bias[...], y.dtype)
+        y = patch_conv(inputs.astype(self.dtype), self.kernel[...])
+        return y if self.bias is None else add_bias(y, self.bias[...])
 
 
 class Linear(nnx.Linear):
@@ -82,10 +83,8 @@ class Linear(nnx.Linear):
     def __call__(self, inputs: Array, out_sharding=None) -> Array:
         """Multiplies `inputs` [..., features_in] by the kernel and adds the bias."""
         assert out_sharding is None, "shardings are left to the compiler"
-        y = dense(inputs.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        if self.bias is None:
-            return y
-        return y + self.bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        y = dense(inputs.astype(self.dtype), self.kernel[...])
+        return y if self.bias is None else add_bias(y, self.bias[...])
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -175,7 +174,7 @@ class GlobalResponseNorm(nnx.Module):
         positive = squares > 0
         norms = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
         relative = norms / (norms.mean(axis=-1, keepdims=True) + 1e-6)
-        gamma, beta = (per_channel(p[...], jnp.float32) for p in (self.gamma, self.beta))
+        gamma, beta = (p[...].reshape(1, 1, 1, -1) for p in (self.gamma, self.beta))
         return (gamma * (x * relative) + beta + x).astype(self.dtype)
 
 
@@ -198,13 +197,7 @@ class DepthwiseConv(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Convolves `x` [N, H, W, C]."""
-        y = depthwise_conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y + per_channel(self.bias[...], self.dtype)
-
-
-def per_channel(parameter: Array, dtype: DTypeLike) -> Array:
-    """Casts a parameter [C] and reshapes it to [1, 1, 1, C], so that it meets images explicitly."""
-    return parameter.astype(dtype).reshape(1, 1, 1, -1)
+        return add_bias(depthwise_conv(x.astype(self.dtype), self.kernel[...]), self.bias[...])
 
 
 def drop_path(x: Array, key: Array, rate: float) -> Array:

@@ -7,6 +7,7 @@ from typing import Any
 from flax import nnx
 from jax import Array
 
+from convnext_jax.models.layers import DepthwiseConv
 from convnext_jax.models.registry import Model, create_model, get_variant
 from convnext_jax.models.variants import Preprocessing
 
@@ -42,6 +43,18 @@ class ModelSpec:
     def abstract_params(self) -> Any:
         """The tree of parameters as `jax.ShapeDtypeStruct`; nothing is computed."""
         return params_of(nnx.eval_shape(self.create))
+
+    def kernel_dtypes(self) -> dict[str, Any]:
+        """The dtype that each kernel is rounded to when it is used, by the parameter's name.
+
+        Parameters without one here are used as they are, or are a few numbers for each channel.
+        """
+        modules = nnx.iter_graph(nnx.eval_shape(self.create))
+        return {
+            "/".join(map(str, (*path, "kernel"))): module.dtype
+            for path, module in modules
+            if isinstance(module, nnx.Linear | nnx.Conv | DepthwiseConv)
+        }
 
     def function(self) -> Callable[..., Array]:
         """The model as a pure function (params, images, key=None) -> logits."""

@@ -16,19 +16,20 @@ def dense(x: Array, kernel: Array) -> Array:
 
     Args:
       x: [..., C] floating point.
-      kernel: [C, D], same dtype as `x`.
+      kernel: [C, D] floating point, used as rounded to the dtype of `x`. Its gradient is not
+        rounded to that, so sums over devices, which follow, are in the kernel's dtype.
 
     Returns:
       [..., D], same dtype as `x`.
     """
     if jnp.finfo(x.dtype).bits >= 32:
-        return jnp.matmul(x, kernel)
+        return jnp.matmul(x, kernel.astype(x.dtype))
     return _low_precision(x, kernel)
 
 
 @jax.custom_vjp
 def _low_precision(x: Array, kernel: Array) -> Array:
-    return _product(x, kernel, ((x.ndim - 1,), (0,)))
+    return _product(x, kernel.astype(x.dtype), ((x.ndim - 1,), (0,)), x.dtype)
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -38,22 +39,23 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 def _backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     leading = tuple(range(x.ndim - 1))
-    dx = _product(dy, kernel, ((x.ndim - 1,), (1,)))
-    return dx, _product(x, dy, (leading, leading))
+    dx = _product(dy, kernel.astype(x.dtype), ((x.ndim - 1,), (1,)), x.dtype)
+    return dx, _product(x, dy, (leading, leading), kernel.dtype)
 
 
 _low_precision.defvjp(_forward, _backward)
 
 
-def _product(a: Array, b: Array, contracted: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
+def _product(
+    a: Array, b: Array, contracted: tuple[tuple[int, ...], tuple[int, ...]], dtype: DTypeLike
+) -> Array:
     def product(a: Array, b: Array, result: DTypeLike) -> Array:
         dimensions = (contracted, ((), ()))
-        product = lax.dot_general(a, b, dimensions, preferred_element_type=result)
-        return product.astype(a.dtype)
+        return lax.dot_general(a, b, dimensions, preferred_element_type=result).astype(dtype)
 
     return lax.platform_dependent(
         a,
         b,
         cpu=lambda a, b: product(a, b, jnp.float32),
-        default=lambda a, b: product(a, b, a.dtype),
+        default=lambda a, b: product(a, b, dtype),
     )

@@ -19,12 +19,11 @@ from jax import Array, lax
 
 from convnext_jax.errors import InputError, require_one_of
 from convnext_jax.ops import depthwise_cpu, depthwise_gpu
+from convnext_jax.ops.conv import DIMENSION_NUMBERS, filter_gradient
 
 _VARIABLE = "CONVNEXT_JAX_DEPTHWISE"
 _CHOICE = os.environ.get(_VARIABLE, "auto")
 require_one_of(_VARIABLE, _CHOICE, ("auto", "xla", "pallas"))
-
-_DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
 def depthwise_conv(x: Array, kernel: Array) -> Array:
@@ -36,8 +35,9 @@ def depthwise_conv(x: Array, kernel: Array) -> Array:
 
     Args:
       x: [N, H, W, C] floating point. H and W may be smaller than the filter.
-      kernel: [k, k, 1, C] with k odd, same dtype as `x`; the layout (HWIO) of a grouped
-        convolution's kernel in Flax.
+      kernel: [k, k, 1, C] with k odd, the layout (HWIO) of a grouped convolution's kernel in Flax;
+        same dtype as `x`, or float32, which is rounded to it. Its gradient is not, so sums over
+        devices, which follow, are in the kernel's dtype.
 
     Returns:
       [N, H, W, C], same dtype as `x`.
@@ -53,9 +53,11 @@ def depthwise_conv(x: Array, kernel: Array) -> Array:
             f"`kernel` (shape {kernel.shape}) must be [k, k, 1, {channels}] with k odd "
             f"for `x` of shape {x.shape}"
         )
-    if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    if not floating or kernel.dtype not in (x.dtype, jnp.promote_types(x.dtype, jnp.float32)):
         raise InputError(
             f"`kernel` (dtype {kernel.dtype}) must have the floating point dtype of `x` ({x.dtype})"
+            f" or be wider, float32"
         )
     return _depthwise_conv(x, kernel)
 
@@ -63,7 +65,7 @@ def depthwise_conv(x: Array, kernel: Array) -> Array:
 @jax.custom_vjp
 def _depthwise_conv(x: Array, kernel: Array) -> Array:
     return _choose(
-        (x, kernel),
+        (x, kernel.astype(x.dtype)),
         cpu=depthwise_cpu.shifted_forward,
         cuda=depthwise_gpu.pallas_forward,
         default=xla_forward,
@@ -77,7 +79,7 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 def _backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     dx = _choose(
-        (x, kernel, dy),
+        (x, kernel.astype(x.dtype), dy),
         cpu=depthwise_cpu.shifted_input_gradient,
         cuda=depthwise_gpu.pallas_input_gradient,
         default=xla_input_gradient,
@@ -119,7 +121,7 @@ def xla_forward(x: Array, kernel: Array) -> Array:
         kernel,
         window_strides=(1, 1),
         padding="SAME",
-        dimension_numbers=_DIMENSION_NUMBERS,
+        dimension_numbers=DIMENSION_NUMBERS,
         feature_group_count=x.shape[-1],
     )
 
@@ -132,5 +134,6 @@ def xla_input_gradient(x: Array, kernel: Array, dy: Array) -> Array:
 
 @jax.jit
 def xla_filter_gradient(x: Array, kernel: Array, dy: Array) -> Array:
-    """Gradient with respect to `kernel` as XLA differentiates the grouped convolution."""
-    return jax.linear_transpose(lambda kernel: xla_forward(x, kernel), kernel)(dy)[0]
+    """Gradient with respect to `kernel`, in its dtype, as XLA's grouped convolution."""
+    half = kernel.shape[0] // 2
+    return filter_gradient(x, kernel, dy, 1, ((half, half), (half, half)), groups=x.shape[-1])

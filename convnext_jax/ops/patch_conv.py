@@ -3,6 +3,7 @@
 import jax
 from jax import Array, lax
 
+from convnext_jax.ops.conv import conv
 from convnext_jax.ops.dense import dense
 
 
@@ -15,7 +16,7 @@ def patch_conv(x: Array, kernel: Array) -> Array:
 
     Args:
       x: [N, H, W, C], H and W at least k.
-      kernel: [k, k, C, D], same dtype as `x`.
+      kernel: [k, k, C, D], its dtype as in `dense`.
 
     Returns:
       [N, H // k, W // k, D], same dtype as `x`.
@@ -35,10 +36,4 @@ def matrix_product(x: Array, kernel: Array) -> Array:
 
 def convolution(x: Array, kernel: Array) -> Array:
     """The convolution as XLA's."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=kernel.shape[:2],
-        padding="VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    return conv(x, kernel, kernel.shape[0], ((0, 0), (0, 0)))

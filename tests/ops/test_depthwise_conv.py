@@ -138,7 +138,8 @@ def test_platform_chooses_when_lowered(platform, convolutions):
         (jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 1, 4)), r"must be \[k, k, 1, 3\]"),
         (jnp.ones((1, 4, 4, 3)), jnp.ones((4, 4, 1, 3)), "k odd"),
         (jnp.ones((1, 4, 4, 3)), jnp.ones((3, 5, 1, 3)), "`kernel`"),
-        (jnp.ones((1, 4, 4, 3), jnp.bfloat16), jnp.ones((3, 3, 1, 3)), "dtype float32"),
+        (jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 1, 3), jnp.bfloat16), "dtype bfloat16"),
+        (jnp.ones((1, 4, 4, 3), jnp.bfloat16), jnp.ones((3, 3, 1, 3), jnp.float16), "float16"),
         (jnp.ones((1, 4, 4, 3), jnp.int32), jnp.ones((3, 3, 1, 3), jnp.int32), "floating point"),
     ],
 )

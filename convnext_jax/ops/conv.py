@@ -1,0 +1,105 @@
+"""Convolution whose filter's gradient has the filter's own dtype, whatever that of the images."""
+
+import functools
+
+import jax
+from jax import Array, lax
+
+Padding = tuple[tuple[int, int], tuple[int, int]]  # before and after, of height and width
+
+DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+def conv(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+    """Convolves `x` with XLA's convolution.
+
+    Args:
+      x: [N, H, W, C] floating point.
+      kernel: [k, l, C, D] floating point, used as rounded to the dtype of `x`. Its gradient is not
+        rounded to that, so sums over devices, which follow, are in the kernel's dtype.
+      stride: of both axes.
+      padding: zeros around the images.
+
+    Returns:
+      [N, H', W', D], same dtype as `x`.
+    """
+    return _conv(x, kernel, stride, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+    return _convolve(x, kernel.astype(x.dtype), stride, padding)
+
+
+def _convolve(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=padding,
+        dimension_numbers=DIMENSION_NUMBERS,
+    )
+
+
+def _forward(
+    x: Array, kernel: Array, stride: int, padding: Padding
+) -> tuple[Array, tuple[Array, Array]]:
+    return _conv(x, kernel, stride, padding), (x, kernel)
+
+
+def _backward(
+    stride: int, padding: Padding, residuals: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
+    x, kernel = residuals
+    rounded = kernel.astype(x.dtype)
+    (dx,) = jax.linear_transpose(lambda x: _convolve(x, rounded, stride, padding), x)(dy)
+    return dx, filter_gradient(x, kernel, dy, stride, padding)
+
+
+_conv.defvjp(_forward, _backward)
+
+
+def filter_gradient(
+    x: Array, kernel: Array, dy: Array, stride: int, padding: Padding, groups: int = 1
+) -> Array:
+    """Gradient with respect to the kernel: a convolution of `x` by `dy` with the batch summed.
+
+    It is what JAX makes of it, except for the dtype of its result, which JAX has follow `x`.
+
+    Args:
+      x: [N, H, W, C].
+      kernel: [k, l, C / groups, D]; only its shape and dtype matter.
+      dy: [N, H', W', D], same dtype as `x`.
+      stride: of both axes.
+      padding: of the forward convolution.
+      groups: of channels; 1, or C.
+
+    Returns:
+      Shape and dtype of `kernel`.
+    """
+    # The filter's taps are the places of the result: dy, spread by the stride, slides over x. Rows
+    # and columns that no tap meets are cut off by negative padding.
+    sides = zip(kernel.shape[:2], x.shape[1:3], dy.shape[1:3], padding, strict=True)
+    around = [
+        (low, taps - 1 + stride * (out - 1) + 1 - size - low) for taps, size, out, (low, _) in sides
+    ]
+
+    def correlate(x: Array, dy: Array) -> Array:
+        return lax.conv_general_dilated(
+            x,
+            dy,
+            window_strides=(1, 1),
+            padding=around,
+            rhs_dilation=(stride, stride),
+            dimension_numbers=("CHWN", "IHWO", "HWNC"),
+            batch_group_count=groups,
+            preferred_element_type=kernel.dtype,
+        )
+
+    def widened(x: Array, dy: Array) -> Array:
+        return correlate(x.astype(kernel.dtype), dy.astype(kernel.dtype))
+
+    if x.dtype == kernel.dtype:
+        return correlate(x, dy)
+    # cuDNN's convolutions have results like their operands. bfloat16 is exact in TensorFloat-32.
+    return lax.platform_dependent(x, dy, cuda=widened, rocm=widened, default=correlate)

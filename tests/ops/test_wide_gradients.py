@@ -1,0 +1,86 @@
+"""Gradients of float32 parameters that are used in bfloat16: summed, and left, in float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convnext_jax.ops import channels, depthwise_conv, depthwise_cpu, patch_conv
+from convnext_jax.ops.conv import conv
+from convnext_jax.ops.dense import dense
+
+# Each operation, the shape of its images and of its parameter. A sum of so many terms that
+# bfloat16, which has 8 binary places, would lose most of them.
+CASES = {
+    "dense": (dense, (16, 16, 16, 8), (8, 4)),
+    "bias": (channels.add_bias, (16, 16, 16, 8), (8,)),
+    "scale": (channels.scale, (16, 16, 16, 8), (8,)),
+    "patches": (patch_conv.patch_conv, (16, 32, 33, 3), (4, 4, 3, 5)),
+    "patches, XLA's": (patch_conv.convolution, (16, 32, 33, 3), (4, 4, 3, 5)),
+    "overlapping": (
+        functools.partial(conv, stride=2, padding=((1, 1), (1, 1))),
+        (16, 32, 31, 3),
+        (3, 3, 3, 5),
+    ),
+    "depthwise": (depthwise_conv.depthwise_conv, (16, 16, 16, 4), (7, 7, 1, 4)),
+}
+
+
+def data(images, parameter):
+    rng = np.random.default_rng(0)
+    # Of one sign, so that sums grow beyond what bfloat16 tells apart.
+    x = jnp.asarray(rng.uniform(size=images), jnp.bfloat16)
+    return x, jnp.asarray(rng.uniform(size=parameter), jnp.float32)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_is_not_rounded(name):
+    function, *shapes = CASES[name]
+    x, parameter = data(*shapes)
+    y, pull_back = jax.vjp(function, x, parameter)
+    dy = jnp.asarray(np.random.default_rng(1).uniform(size=y.shape), jnp.bfloat16)
+    dx, gradient = pull_back(dy)
+    assert (y.dtype, dx.dtype, gradient.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    # Everything in float32, from the same rounded values.
+    rounded = parameter.astype(jnp.bfloat16).astype(jnp.float32)
+    wide, pull_back = jax.vjp(function, x.astype(jnp.float32), rounded)
+    expected_dx, expected = pull_back(dy.astype(jnp.float32))
+    # Products of bfloat16 are exact in float32, whose sums of 16 * 256 terms differ by 1e-6.
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+    # One rounding to 8 binary places, of values of one sign; XLA's convolution rounds more often.
+    for narrow, exact in ((y, wide), (dx, expected_dx)):
+        np.testing.assert_allclose(np.asarray(narrow, np.float32), exact, rtol=2**-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_narrow_parameter_has_a_narrow_gradient(name):
+    function, *shapes = CASES[name]
+    x, parameter = data(*shapes)
+    y, pull_back = jax.vjp(function, x, parameter.astype(jnp.bfloat16))
+    assert pull_back(y)[1].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    "gradient", [depthwise_cpu.scanned_filter_gradient, depthwise_conv.xla_filter_gradient]
+)
+def test_every_filter_gradient_of_the_depthwise_convolution(gradient):
+    x, kernel = data((16, 16, 16, 4), (7, 7, 1, 4))
+    dy = x[::-1]
+    found = gradient(x, kernel, dy)
+    assert found.dtype == jnp.float32
+    wide = gradient(x.astype(jnp.float32), kernel, dy.astype(jnp.float32))
+    np.testing.assert_allclose(found, wide, rtol=1e-5)  # float32 sums in another order
+
+
+@pytest.mark.parametrize(("platform", "operands"), [("tpu", "bf16"), ("cuda", "f32")])
+def test_convolutions_that_platforms_have(platform, operands):
+    # cuDNN has no convolution of bfloat16 with a float32 result.
+    x, kernel = data((2, 8, 8, 4), (7, 7, 1, 4))
+    y, traced = x, jax.jit(depthwise_conv.xla_filter_gradient).trace(x, kernel, x)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    (line,) = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    shape = "x".join(map(str, y.shape))
+    assert f"(tensor<{shape}x{operands}>, tensor<{shape}x{operands}>) -> " in line
+    assert line.rstrip().endswith("tensor<7x7x1x4xf32>")
