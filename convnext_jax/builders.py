@@ -36,7 +36,7 @@ def build_run(config: Config, began: float) -> Run:
     Raises:
       InputError: the config does not fit the dataset, the model or the devices.
     """
-    mesh = sharding.create_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    mesh = sharding.create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.slices)
     accumulation(config.data, mesh.size)  # fails before the data is opened
     source, held_out = (
         open_source(config.data.name, split, config.data.dir, exif=config.data.exif)

@@ -92,8 +92,9 @@ class OptimConfig:
 class MeshConfig:
     """Devices along each axis of the mesh; -1 for the rest."""
 
-    data: int = -1
-    fsdp: int = 1
+    data: int = -1  # over all slices
+    fsdp: int = 1  # within a slice
+    slices: int = -1  # joined by the data-centre network; -1: as TPUs say; 1: no matter
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,38 +21,91 @@ AXES = ("data", "fsdp")
 FSDP_MIN_SIZE = 2**14
 
 
-def create_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+def create_mesh(
+    data: int = -1, fsdp: int = 1, slices: int = -1, devices: Sequence[Any] | None = None
+) -> Mesh:
     """Arranges all devices of all processes in a mesh with the axes `AXES`.
 
+    Slices of TPUs are joined by the data-centre network, which is slower than the links within
+    one: only `data` goes from slice to slice, where a step sums its gradients.
+
     Args:
-      data: number of devices along `data`; -1 for all that `fsdp` leaves.
+      data: number of devices along `data`, over all slices; -1 for all that `fsdp` leaves.
       fsdp: number of devices along `fsdp`; -1 for all that `data` leaves.
+      slices: number of slices; -1 for those that TPUs say they are in, and for one elsewhere.
+      devices: what to arrange, or descriptions of it; None: `jax.devices()`.
 
     Returns:
-      A mesh with automatic axes: the compiler places what the program leaves open.
+      A mesh with automatic axes: the compiler places what the program leaves open. The devices of a
+      slice follow one another along `data`.
 
     Raises:
-      InputError: the sizes do not multiply to the number of devices.
+      InputError: the sizes do not multiply to the number of devices, or do not fit the slices.
     """
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else list(devices)
     sizes = {"data": data, "fsdp": fsdp}
-    for name, size in sizes.items():
+    for name, size in (*sizes.items(), ("slices", slices)):
         if size != -1 and size < 1:
             raise InputError(f"`mesh.{name}` (={size}) must be positive, or -1 for the rest")
     known = math.prod(size for size in sizes.values() if size != -1)
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) == 2:
         raise InputError("`mesh.data` and `mesh.fsdp` must not both be -1")
-    if devices % known or (not free and known != devices):
+    if len(devices) % known or (not free and known != len(devices)):
         raise InputError(
             f"`mesh.data` (={data}) times `mesh.fsdp` (={fsdp}) must make the number of devices"
-            f" (={devices})"
+            f" (={len(devices)})"
         )
     if free:
-        sizes[free[0]] = devices // known
-    return jax.make_mesh(
-        tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES)
-    )
+        sizes[free[0]] = len(devices) // known
+    groups = by_slice(devices, slices)
+    if len(groups[0]) % sizes["fsdp"]:
+        raise InputError(
+            f"`mesh.fsdp` (={sizes['fsdp']}) must divide the number of devices of a slice"
+            f" (={len(groups[0])}), or `mesh.slices` be 1, for slices not to matter"
+        )
+    shape, types = (len(groups[0]) // sizes["fsdp"], sizes["fsdp"]), (AxisType.Auto,) * len(AXES)
+    # Within a slice the order follows its wiring.
+    arranged = [jax.make_mesh(shape, AXES, types, devices=group).devices for group in groups]
+    return Mesh(np.concatenate(arranged), AXES, axis_types=types)
+
+
+def by_slice(devices: Sequence[Any], slices: int = -1) -> list[list[Any]]:
+    """Groups devices by the slice that they are in, in the order of the slices.
+
+    Args:
+      devices: all there are.
+      slices: number of slices; -1 for those that TPUs say they are in, and for one elsewhere. Of
+        devices that say nothing, each slice gets as many processes as the others, in order.
+
+    Raises:
+      InputError: there is another number of slices, or they are of different sizes.
+    """
+    if slices == 1:
+        return [list(devices)]
+    groups: dict[int, list[Any]] = {}
+    for device in devices:
+        # Other platforms give each host a number of its own here.
+        number = getattr(device, "slice_index", None) if device.platform == "tpu" else None
+        groups.setdefault(number or 0, []).append(device)
+    if slices not in (-1, len(groups)):
+        if len(groups) > 1:
+            raise InputError(
+                f"`mesh.slices` (={slices}) must be the number of slices (={len(groups)}), or 1"
+            )
+        processes = len({device.process_index for device in devices})
+        if len(devices) % slices or (processes > 1 and processes % slices):
+            raise InputError(
+                f"`mesh.slices` (={slices}) must divide the number of devices (={len(devices)}) and"
+                f" of processes (={processes})"
+            )
+        ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+        size = len(devices) // slices
+        groups = {n: ordered[n * size : (n + 1) * size] for n in range(slices)}
+    sizes = {len(group) for group in groups.values()}
+    if len(sizes) > 1:
+        raise InputError(f"all slices must have as many devices, and these have {sorted(sizes)}")
+    return [groups[number] for number in sorted(groups)]
 
 
 def rows_of_this_process(mesh: Mesh, global_batch: int) -> list[int]:

@@ -1,5 +1,7 @@
 """The mesh and where arrays lie on it; eight virtual devices (see conftest)."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -21,6 +23,61 @@ def test_mesh_sizes(data, fsdp, sizes):
 def test_sizes_that_do_not_fit_are_errors(data, fsdp):
     with pytest.raises(InputError, match=r"`mesh\.(data|fsdp)`"):
         sharding.create_mesh(data, fsdp)
+
+
+@pytest.mark.parametrize("data, fsdp", [(-1, 2), (4, 2), (-1, 4), (8, 1)])
+def test_only_data_goes_from_slice_to_slice(data, fsdp):
+    mesh = sharding.create_mesh(data, fsdp, slices=2)
+    assert mesh.axis_names == sharding.AXES and mesh.shape["fsdp"] == fsdp
+    for number, half in enumerate(np.split(mesh.devices, 2)):
+        assert {device.id // 4 for device in half.flat} == {number}
+    # The rows of a batch follow the devices, as on one slice.
+    rows = np.arange(16)
+    batch = sharding.global_batch({"label": rows}, mesh)
+    np.testing.assert_array_equal(batch["label"], rows)
+    assert sharding.rows_of_this_process(mesh, 16) == list(rows)
+
+
+@pytest.mark.parametrize(
+    "slices, fsdp, says",
+    [
+        (2, 8, r"`mesh.fsdp` \(=8\).*a slice \(=4\)"),
+        (3, 1, r"`mesh.slices` \(=3\).*devices \(=8\)"),
+        (0, 1, r"`mesh.slices` \(=0\)"),
+    ],
+)
+def test_slices_that_do_not_fit_are_errors(slices, fsdp, says):
+    with pytest.raises(InputError, match=says):
+        sharding.create_mesh(fsdp=fsdp, slices=slices)
+
+
+def described(*places, platform="tpu"):
+    """Devices by (slice, process), their numbers in the order given."""
+    return [
+        SimpleNamespace(id=n, slice_index=slice_, process_index=process, platform=platform)
+        for n, (slice_, process) in enumerate(places)
+    ]
+
+
+def test_tpus_say_which_slice_they_are_in():
+    devices = described((1, 3), (0, 0), (1, 2), (0, 1))
+    for slices in (-1, 2):
+        groups = sharding.by_slice(devices, slices)
+        assert [[d.id for d in group] for group in groups] == [[1, 3], [0, 2]]
+    assert sharding.by_slice(devices, 1) == [devices]
+    with pytest.raises(InputError, match=r"`mesh.slices` \(=4\) must be the number of slices \(=2"):
+        sharding.by_slice(devices, 4)
+    with pytest.raises(InputError, match="as many devices"):
+        sharding.by_slice(described((0, 0), (0, 0), (1, 1)))
+
+
+def test_other_devices_are_in_slices_by_their_process():
+    # A GPU says in its slice_index which host it is on: fsdp may cross hosts.
+    devices = described((1, 1), (0, 0), (1, 1), (0, 0), platform="gpu")
+    assert sharding.by_slice(devices) == [devices]
+    assert [[d.id for d in g] for g in sharding.by_slice(devices, 2)] == [[1, 3], [0, 2]]
+    with pytest.raises(InputError, match=r"of processes \(=2\)"):
+        sharding.by_slice(devices, 4)
 
 
 def test_large_arrays_are_split_along_their_largest_divisible_axis():

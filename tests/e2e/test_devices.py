@@ -14,10 +14,11 @@ def one_device(folders, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("mesh", ["--config.mesh.fsdp=1", "--config.mesh.fsdp=4"])
-def test_eight_devices_give_the_curve_of_one(mesh, one_device, folders, tmp_path):
+@pytest.mark.parametrize(("fsdp", "slices"), [(1, 1), (4, 2)])
+def test_eight_devices_give_the_curve_of_one(fsdp, slices, one_device, folders, tmp_path):
     eight = commands.environment(*folders, devices=8)
-    commands.train(tmp_path, eight, *OVERRIDES, mesh)
+    mesh = (f"--config.mesh.fsdp={fsdp}", f"--config.mesh.slices={slices}")
+    commands.train(tmp_path, eight, *OVERRIDES, *mesh)
     expected, found = commands.losses(one_device), commands.losses(tmp_path)
     assert expected.keys() == found.keys() == set(range(1, 26))
     # Sums over the batch are taken in another order. That is 1e-7 a step, and grows along the run:
