@@ -7,22 +7,32 @@ Plans that the results file has are kept, unless they are wanted again. Writes
 """
 
 import argparse
+import functools
 import importlib.metadata
 import itertools
 import json
+import math
 import subprocess
 import sys
 from typing import Any
 
+import numpy as np
+
 from benchmarks.check import this_device
 from benchmarks.readme import RESULTS, ROOT, rewrite
-from convnext_jax.machines import CHIPS, GIB, Chip
+from convnext_jax.config import Config
+from convnext_jax.machines import CHIPS, GIB, Machine, parse_machine
+from convnext_jax.plan import PREPARED, load_config
+from convnext_jax.whole_run import WRITE_BYTES_PER_SECOND, feeding, whole_run
 
 RUNS = {
     "T": "configs/imagenet1k.py:tiny",
     "B": "configs/imagenet1k.py:base",
     "XL": "configs/imagenet22k.py:xlarge",
 }
+# Examples of the runs' training and evaluation splits.
+EXAMPLES = {"T": 1_281_167, "B": 1_281_167, "XL": 14_197_122 - 50_000}
+HELD_OUT = 50_000
 SLICES = ("v4:4x4x8", "v5e:16x16", "v6e:16x16")
 # Run, slice, chips along fsdp. The first two: what fsdp exchanges, and whether other numbers of
 # images a chip follow from those of a larger slice.
@@ -31,14 +41,12 @@ PLANS = [
     ("T", "v5e:4x4", 1),
     *((run, topology, 1) for topology in SLICES for run in RUNS),
 ]
+# Chips of the largest slice that is sold, by Cloud TPU's documentation.
+LARGEST_SLICE = {"v4": 4096, "v5e": 256, "v6e": 256}
 CHIP_COUNTS = tuple(2**n for n in range(3, 13))
-# What this project's hosts have: four chips each, in all three kinds of slices.
-CHIPS_PER_HOST = 4
 # Bytes that the update reads and writes a parameter, all float32: reads gradient, parameter, two
 # moments, moving average; writes all but the first.
 UPDATE_BYTES = 4 * (5 + 4)
-# Assumed of the place where checkpoints go, from the one host that writes a replicated state.
-CHECKPOINT_BYTES_PER_SECOND = 500e6
 
 
 def key(run: str, topology: str, fsdp: int) -> str:
@@ -62,30 +70,50 @@ def make_plan(run: str, topology: str, fsdp: int) -> dict[str, Any]:
     return plan | variant | {"versions": versions}
 
 
-def at(plan: dict[str, Any], chip: Chip, chips: int) -> dict[str, float]:
+def at(run: str, plans: list[dict[str, Any]], kind: str, chips: int) -> dict[str, float]:
     """A replicated run on another number of chips.
 
     What a step computes is its update, which takes as long as the memory needs for it, and a part
-    in proportion to the images of a chip. Then comes the exchange, a ring's: its bytes do not
-    depend on the number of chips, except for the share (n - 1) / n. Nothing overlaps.
+    for its images. The latter is known at the numbers of images a chip of the plans: between two it
+    goes on a straight line, outside in proportion. Then comes the exchange, a ring's: its bytes do
+    not depend on the number of chips, except for the share (n - 1) / n. Nothing overlaps.
 
     Args:
-      plan: of the same run and kind of chip.
-      chip: its figures.
-      chips: how many.
+      run: a key of `RUNS`.
+      plans: of the run and kind of chip, at least one.
+      kind: of chip.
+      chips: how many; those of more than a slice can have are in several.
 
     Returns:
       `images_per_chip`; seconds of a step: `update`, `compute` with it, `exchange`, `step`;
-      `images_per_second`; `hours` of the run.
+      `images_per_second`; of the run `step_hours`, and `hours` with start, evaluations and saves.
     """
+    plan, chip = plans[0], CHIPS[kind]
     update = UPDATE_BYTES * plan["memory"]["parameters"] / 4 / chip.bandwidth
     images = plan["global_batch"] / chips
-    share = images / (plan["global_batch"] / plan["chips"])
-    images_work = (plan["compute_seconds"] - update) * share
-    compute = update + images_work
-    reduced = plan["collectives"]["all-reduce"]["bytes"]
-    exchange = 2 * (chips - 1) / chips * reduced / chip.link
+    # Images of a chip at once: a step of several micro-batches takes so many times as long.
+    known = sorted(
+        (
+            found["per_device_batch"],
+            (found["compute_seconds"] - update) / found["micro_batches"],
+        )
+        for found in plans
+    )
+    counts, seconds = np.array(known).T
+    at_once = min(max(images, counts[0]), counts[-1])
+    compute = update + np.interp(at_once, counts, seconds) * images / at_once
+    reduced = plan["memory"]["parameters"]  # the gradients, in float32
+    slices = math.ceil(chips / LARGEST_SLICE[kind])
+    of_slice = chips / slices
+    exchange = 2 * (of_slice - 1) / of_slice * reduced / chip.link
+    if slices > 1:
+        # Each chip of a slice has a part of the sum, and exchanges it with one of each other slice.
+        exchange += 2 * (slices - 1) / slices * reduced / of_slice / chip.network
     step = compute + exchange
+    machine = Machine("", kind, chip, chips, slices)
+    config = config_of(run)
+    lengths = plan | {"compute_seconds": compute, "step_seconds": step}
+    whole = whole_run(config, config.steps(EXAMPLES[run]), machine, lengths, HELD_OUT)
     return {
         "images_per_chip": images,
         "update": update,
@@ -93,22 +121,45 @@ def at(plan: dict[str, Any], chip: Chip, chips: int) -> dict[str, float]:
         "exchange": exchange,
         "step": step,
         "images_per_second": plan["global_batch"] / step,
-        "hours": step * plan["steps"] / 3600,
+        "step_hours": whole["steps"] / 3600,
+        "hours": whole["hours"],
     }
+
+
+@functools.cache
+def config_of(run: str) -> Config:
+    """What `make_plan` plans."""
+    return load_config(str(ROOT / RUNS[run]), ["--config.model.dtype=bfloat16"])
+
+
+def replicated_plans(plans: dict[str, Any], run: str, kind: str) -> list[dict[str, Any]]:
+    """Those of a run on a kind of chip that fit, the one of a whole slice first."""
+    names = [key(*p) for p in reversed(PLANS) if p[0] == run and p[1].startswith(kind + ":")]
+    found = [plans[name] for name in names if name.endswith("replicated") and name in plans]
+    return [plan for plan in found if plan["fits"]]
+
+
+def whole_of(run: str, topology: str, plan: dict[str, Any]) -> dict[str, Any]:
+    """What `whole_run` says of a plan as it is."""
+    seconds = plan["compute_seconds"] + plan["exchange_seconds"]
+    config = config_of(run)
+    lengths = plan | {"step_seconds": seconds}
+    steps = config.steps(EXAMPLES[run])
+    return whole_run(config, steps, parse_machine(topology), lengths, HELD_OUT)
 
 
 def plans_table(plans: dict[str, Any]) -> str:
     """Each plan, a line."""
     lines = [
         "| run | slice | images a chip | memory, of | FLOP a chip | all-reduce | other exchange |"
-        " compute | exchange | images/s | whole run |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        " compute | exchange | images/s | steps | whole run |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for run, topology, fsdp in PLANS:
         layout = "" if fsdp == 1 else f", fsdp {fsdp}"
         plan = plans.get(key(run, topology, fsdp))
         if plan is None:
-            lines.append(f"| {run}{layout} | {topology} |" + " not compiled yet |" + " |" * 8)
+            lines.append(f"| {run}{layout} | {topology} |" + " not compiled yet |" + " |" * 9)
             continue
         room = f"{plan['memory']['total'] / GIB:.2f} of {plan['hbm'] / GIB:.0f} GiB"
         if not plan["fits"]:
@@ -116,13 +167,60 @@ def plans_table(plans: dict[str, Any]) -> str:
             continue
         totals = dict(plan["collectives"])
         reduced = totals.pop("all-reduce", {"count": 0, "bytes": 0})
+        whole = whole_of(run, topology, plan)
         others = [f"{kind} {total['bytes'] / 1e6:.0f} MB" for kind, total in totals.items()]
         lines.append(
             f"| {run}{layout} | {topology} | {plan['per_device_batch']} x {plan['micro_batches']} |"
             f" {room} | {plan['flops'] / 1e12:.2f} T | {reduced['bytes'] / 1e6:.0f} MB |"
             f" {', '.join(others) or 'none'} | {plan['compute_seconds'] * 1e3:.1f} ms |"
             f" {plan['exchange_seconds'] * 1e3:.2f} ms | {plan['images_per_second']:,.0f} |"
-            f" {plan['hours']:.1f} h |"
+            f" {whole['steps'] / 3600:.2f} h | {whole['hours']:.2f} h |"
+        )
+    return "\n".join(lines)
+
+
+def runs_table(plans: dict[str, Any]) -> str:
+    """What each planned run spends beside its steps."""
+    lines = [
+        "| run | slice | start | steps | evaluations | saves | whole run | one evaluation |"
+        " one save, waited for | written beside |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run, topology, fsdp in PLANS:
+        plan = plans.get(key(run, topology, fsdp))
+        if plan is None or not plan["fits"]:
+            continue
+        whole = whole_of(run, topology, plan)
+        minutes = [f"{whole[name] / 60:.1f} min" for name in ("start", "steps")]
+        for name, count in (("evaluations", "num_evaluations"), ("saves", "num_saves")):
+            minutes.append(f"{whole[count]}: {whole[name] / 60:.1f} min")
+        lines.append(
+            f"| {run}{'' if fsdp == 1 else f', fsdp {fsdp}'} | {topology} | {' | '.join(minutes)} |"
+            f" {whole['hours']:.2f} h | {whole['evaluation']:.2f} s | {whole['save']:.2f} s |"
+            f" {whole['write']:.1f} s |"
+        )
+    return "\n".join(lines)
+
+
+def data_table(plans: dict[str, Any]) -> str:
+    """How each planned run is fed."""
+    lines = [
+        "| run | slice | images/s a host | decoded by its cores, at most | from a bucket |"
+        " opening | copy to each host | best |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run, topology, fsdp in PLANS:
+        plan = plans.get(key(run, topology, fsdp))
+        if plan is None or not plan["fits"] or fsdp > 1:
+            continue
+        prepared = PREPARED[config_of(run).data.name]
+        fed: dict[str, Any] = feeding(
+            parse_machine(topology), plan["images_per_second"], *prepared, EXAMPLES[run]
+        )
+        lines.append(
+            f"| {run} | {topology} | {fed['needed']:,.0f} | {fed['decoded']:,.0f} |"
+            f" {fed['bucket']:,.0f} | {fed['opening_seconds'] / 60:.1f} min |"
+            f" {fed['copy_seconds'] / 60:.1f} min | {fed['best']} |"
         )
     return "\n".join(lines)
 
@@ -133,30 +231,30 @@ def scaling_tables(plans: dict[str, Any], images_per_core: float) -> str:
     for topology in SLICES:
         kind = topology.partition(":")[0]
         for run in RUNS:
-            plan = plans.get(key(run, topology, 1))
-            if plan is None or not plan["fits"]:
-                continue
-            parts.append(_scaling_table(run, kind, plan, images_per_core))
+            found = replicated_plans(plans, run, kind)
+            if found:
+                parts.append(_scaling_table(run, kind, found, images_per_core))
     return "\n\n".join(parts)
 
 
-def _scaling_table(run: str, kind: str, plan: dict[str, Any], images_per_core: float) -> str:
-    chip = CHIPS[kind]
+def _scaling_table(run: str, kind: str, plans: list[dict[str, Any]], images_per_core: float) -> str:
+    chip, plan = CHIPS[kind], plans[0]
     lines = [
         f"**ConvNeXt-{run} on {kind}**, batch {plan['global_batch']}, {plan['steps']:,} steps",
         "",
-        "| chips | images a chip | compute | exchange | images/s | efficiency | whole run |"
+        "| chips | images a chip | compute | exchange | images/s | efficiency | steps | whole run |"
         " images/s a host | cores a host |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    first = at(plan, chip, CHIP_COUNTS[0])["images_per_second"] / CHIP_COUNTS[0]
+    first = at(run, plans, kind, CHIP_COUNTS[0])["images_per_second"] / CHIP_COUNTS[0]
     for chips in CHIP_COUNTS:
-        row = at(plan, chip, chips)
-        host = row["images_per_second"] * CHIPS_PER_HOST / chips
+        row = at(run, plans, kind, chips)
+        host = row["images_per_second"] * chip.host.chips / chips
         lines.append(
             f"| {chips:,} | {row['images_per_chip']:.0f} | {row['compute'] * 1e3:.1f} ms |"
             f" {row['exchange'] * 1e3:.2f} ms | {row['images_per_second']:,.0f} |"
-            f" {row['images_per_second'] / chips / first:.0%} | {row['hours']:.1f} h |"
+            f" {row['images_per_second'] / chips / first:.0%} |"
+            f" {row['step_hours']:.2f} h | {row['hours']:.2f} h |"
             f" {host:,.0f} | {host / images_per_core:.1f} |"
         )
     return "\n".join(lines)
@@ -170,11 +268,11 @@ def limits_table(plans: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for topology, run in itertools.product(SLICES, RUNS):
-        plan = plans.get(key(run, topology, 1))
-        if plan is None or not plan["fits"]:
-            continue
         kind = topology.partition(":")[0]
-        rows = {chips: at(plan, CHIPS[kind], chips) for chips in CHIP_COUNTS}
+        found = replicated_plans(plans, run, kind)
+        if not found:
+            continue
+        rows = {chips: at(run, found, kind, chips) for chips in CHIP_COUNTS}
         rates = {chips: row["images_per_second"] / chips for chips, row in rows.items()}
         least = rates[CHIP_COUNTS[0]]
         upto = [max(n for n in CHIP_COUNTS if rates[n] >= part * least) for part in (0.8, 0.5)]
@@ -190,17 +288,19 @@ def limits_table(plans: dict[str, Any]) -> str:
 
 
 def checked(plans: dict[str, Any]) -> str:
-    """How far the extrapolation to other numbers of images a chip is from a plan of its own."""
+    """How far a table of one plan is from another plan, at its number of images a chip."""
     large, small = (plans.get(key("T", topology, 1)) for topology in ("v5e:16x16", "v5e:4x4"))
     if large is None or small is None:
         return "Not compiled yet."
     images = small["per_device_batch"]
-    seconds = at(large, CHIPS["v5e"], large["global_batch"] // images)["compute"]
+    seconds = at("T", [large], "v5e", large["global_batch"] // images)["compute"]
     actual = small["compute_seconds"] / small["micro_batches"]
     return (
-        f"ConvNeXt-T with {images} images a chip: {seconds * 1e3:.0f} ms by extrapolation from"
-        f" {large['per_device_batch']} images a chip, {actual * 1e3:.0f} ms by a plan of its own"
-        f" (micro-batches: {small['micro_batches']})."
+        f"The table of ConvNeXt-T on v5e has two plans, of {large['per_device_batch']} and {images}"
+        f" images a chip. From the first alone a step of {images} images would take"
+        f" {seconds * 1e3:.0f} ms instead of {actual * 1e3:.0f} ms, {seconds / actual - 1:.0%}"
+        f" longer: so far off may the other tables be where a chip has eight times the images of"
+        f" their plan, and more where it has fewer."
     )
 
 
@@ -214,7 +314,7 @@ def checkpoint_table(plans: dict[str, Any]) -> str:
         size = found[0]["checkpoint_bytes"]
         lines.append(
             f"| {run} | {found[0]['memory']['parameters'] / 4e6:.1f} M | {size / 1e9:.2f} GB |"
-            f" {size / CHECKPOINT_BYTES_PER_SECOND:.0f} s |"
+            f" {size / WRITE_BYTES_PER_SECOND:.0f} s |"
         )
     return "\n".join(lines)
 
@@ -237,6 +337,8 @@ def main() -> None:
     page = ROOT / "docs" / "scaling.md"
     parts = {
         "plans": plans_table(plans),
+        "runs": runs_table(plans),
+        "data": data_table(plans),
         "checked": checked(plans),
         "limits": limits_table(plans),
         "scaling": scaling_tables(plans, per_core["ours"]),

@@ -1,6 +1,7 @@
 """Machines that a program can be compiled for without having them, and figures of their chips.
 
-A machine is named by its chip and shape, `v5e:16x16`; GPUs by their number and name, `gpu:8xH100`.
+A machine is named by its chip and shape, `v5e:16x16`, or, where it is several slices, with their
+number in front, `2xv5e:16x16`; GPUs by their number and name, `gpu:8xH100`.
 """
 
 import dataclasses
@@ -14,9 +15,33 @@ from jax.experimental import topologies
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from convnext_jax.errors import InputError, require_one_of
-from convnext_jax.sharding import AXES
+from convnext_jax.sharding import AXES, create_mesh
 
 GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """A virtual machine of a slice of several.
+
+    Attributes:
+      chips: that it has.
+      cpus: hardware threads.
+      memory: bytes.
+    """
+
+    chips: int
+    cpus: int
+    memory: int
+
+
+# From Kubernetes Engine's table of TPU machine types: ct4p-hightpu-4t, ct5lp-hightpu-4t,
+# ct5p-hightpu-4t, ct6e-standard-4t. Of GPUs: eight in a machine, as a3-highgpu-8g has them.
+_V4 = Host(4, 240, 407 * GIB)
+_V5E = Host(4, 112, 192 * GIB)
+_V5P = Host(4, 208, 448 * GIB)
+_V6E = Host(4, 180, 720 * GIB)
+_GPUS = Host(8, 208, 1872 * GIB)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +49,7 @@ class Chip:
     """Public figures of a chip.
 
     Attributes:
+      host: what it is in.
       hbm: bytes of its memory.
       bandwidth: bytes a second between the chip and its memory.
       peak: floating-point operations a second, bfloat16 with float32 sums.
@@ -31,32 +57,37 @@ class Chip:
         2 s**2 operations a cycle. 0 where the compiler states no cycles.
       link: bytes a second that it can send to its neighbours, over all links together, one way; for
         a GPU, over NVLink.
+      network: bytes a second that it can send to other slices, its share of the host's network
+        cards; 0 where that is not published.
       config: how the compiler calls a chip whose two cores work as one device.
     """
 
+    host: Host
     hbm: int
     bandwidth: float
     peak: float
     clock: float = 0.0
     link: float = 0.0
+    network: float = 0.0
     config: str | None = None
 
 
 # From Cloud TPU's documentation, pages v4, v5e, v5p, v6e (a link's bandwidth is half of what they
 # call bidirectional). Matrix units of side 128: v4 8, v5e 4, v5p 8; of v6e, 4 times 256 fit its
-# peak and the compiler's own cycles for a large product.
+# peak and the compiler's own cycles for a large product. The network of v5e and v6e: 6.4 and 25.6
+# Tbit/s for a pod of 256 chips, which are two cards of 100 and four of 200 Gbit/s for eight chips.
 CHIPS = {
-    "v4": Chip(32 * GIB, 1228e9, 275e12, 1.05e9, 300e9, "megacore"),
-    "v5e": Chip(16 * GIB, 819e9, 197e12, 1.5e9, 200e9),
-    "v5p": Chip(95 * GIB, 2765e9, 459e12, 1.75e9, 600e9),
-    "v6e": Chip(32 * GIB, 1640e9, 918e12, 1.75e9, 400e9),
+    "v4": Chip(_V4, 32 * GIB, 1228e9, 275e12, 1.05e9, 300e9, config="megacore"),
+    "v5e": Chip(_V5E, 16 * GIB, 819e9, 197e12, 1.5e9, 200e9, 6.4e12 / 8 / 256),
+    "v5p": Chip(_V5P, 95 * GIB, 2765e9, 459e12, 1.75e9, 600e9),
+    "v6e": Chip(_V6E, 32 * GIB, 1640e9, 918e12, 1.75e9, 400e9, 25.6e12 / 8 / 256),
 }
 # From NVIDIA's data sheets (SXM; dense bfloat16).
 GPUS = {
-    "A100": Chip(80 * 10**9, 2039e9, 312e12, link=300e9),
-    "H100": Chip(80 * 10**9, 3350e9, 989e12, link=450e9),
-    "H200": Chip(141 * 10**9, 4800e9, 989e12, link=450e9),
-    "B200": Chip(180 * 10**9, 8000e9, 2250e12, link=900e9),
+    "A100": Chip(_GPUS, 80 * 10**9, 2039e9, 312e12, link=300e9),
+    "H100": Chip(_GPUS, 80 * 10**9, 3350e9, 989e12, link=450e9),
+    "H200": Chip(_GPUS, 141 * 10**9, 4800e9, 989e12, link=450e9),
+    "B200": Chip(_GPUS, 180 * 10**9, 8000e9, 2250e12, link=900e9),
 }
 
 _COMPILER_SETTINGS = {
@@ -79,7 +110,8 @@ class Machine:
       name: as the user wrote it.
       kind: of the chip; a key of `CHIPS` or `GPUS`.
       chip: its figures.
-      size: number of chips, each of which is one device.
+      size: number of chips, each of which is one device, over all slices.
+      slices: joined by the data-centre network.
       is_gpu: whether they are GPUs.
     """
 
@@ -87,6 +119,7 @@ class Machine:
     kind: str
     chip: Chip
     size: int
+    slices: int = 1
     is_gpu: bool = False
 
 
@@ -94,7 +127,7 @@ def parse_machine(name: str) -> Machine:
     """Reads a machine's name.
 
     Args:
-      name: such as `v5e:16x16`, `v4:4x4x8` or `gpu:8xH100`.
+      name: such as `v5e:16x16`, `v4:4x4x8`, `2xv5e:16x16` or `gpu:8xH100`.
 
     Raises:
       InputError: it is not written so, or names an unknown chip.
@@ -106,6 +139,8 @@ def parse_machine(name: str) -> Machine:
             raise InputError(f"`--topology` (={name}) must be written gpu:NUMBERxNAME, gpu:8xH100")
         require_one_of("--topology, its GPU", match[2], GPUS)
         return Machine(name, match[2], GPUS[match[2]], int(match[1]), is_gpu=True)
+    several = re.fullmatch(r"([1-9]\d*)x(v\w+)", kind)
+    slices, kind = (int(several[1]), several[2]) if several else (1, kind)
     require_one_of("--topology, its chip", kind, [*CHIPS, "gpu"])
     # The 3D tori have three sides, the 2D ones two.
     sides = 3 if kind in ("v4", "v5p") else 2
@@ -115,7 +150,8 @@ def parse_machine(name: str) -> Machine:
             f"`--topology` (={name}) must give the {sides} sides of {kind}, such as"
             f" {kind}:{example}"
         )
-    return Machine(name, kind, CHIPS[kind], math.prod(int(side) for side in shape.split("x")))
+    size = slices * math.prod(int(side) for side in shape.split("x"))
+    return Machine(name, kind, CHIPS[kind], size, slices)
 
 
 def describe_devices(machine: Machine) -> list[Any]:
@@ -131,7 +167,11 @@ def describe_devices(machine: Machine) -> list[Any]:
         )
     for name, value in _COMPILER_SETTINGS.items():
         os.environ.setdefault(name, value)
-    options = {} if machine.chip.config is None else {"chip_config_name": machine.chip.config}
+    options: dict[str, Any] = {}
+    if machine.chip.config is not None:
+        options["chip_config_name"] = machine.chip.config
+    if machine.slices > 1:
+        options["num_slices"] = machine.slices
     try:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -140,7 +180,7 @@ def describe_devices(machine: Machine) -> list[Any]:
         ) from error
     try:
         found = topologies.get_topology_desc(
-            platform="tpu", topology_name=machine.name, **options
+            platform="tpu", topology_name=machine.name[machine.name.index("v") :], **options
         ).devices
     except Exception as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -164,14 +204,15 @@ def mesh_of(machine: Machine, devices: list[Any] | None, fsdp: int) -> Mesh | Ab
       fsdp: number of chips along `fsdp`; the rest lies along `data`.
 
     Raises:
-      InputError: `fsdp` does not divide the number of chips.
+      InputError: `fsdp` does not divide the number of chips of a slice.
     """
-    if fsdp < 1 or machine.size % fsdp:
+    chips = machine.size // machine.slices
+    if fsdp < 1 or chips % fsdp:
         raise InputError(
-            f"`--fsdp` (={fsdp}) must be positive and divide the number of chips (={machine.size})"
+            f"`--fsdp` (={fsdp}) must be positive and divide the number of chips"
+            f"{' of a slice' if machine.slices > 1 else ''} (={chips})"
         )
-    sizes = (machine.size // fsdp, fsdp)
-    types = (AxisType.Auto,) * len(AXES)
     if devices is None:
-        return AbstractMesh(sizes, AXES, axis_types=types)
-    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+        types = (AxisType.Auto,) * len(AXES)
+        return AbstractMesh((machine.size // fsdp, fsdp), AXES, axis_types=types)
+    return create_mesh(fsdp=fsdp, slices=machine.slices, devices=devices)

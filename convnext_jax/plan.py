@@ -32,12 +32,15 @@ from convnext_jax.data.sources import base_name, open_source
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.machines import GIB, Machine, describe_devices, parse_machine
 from convnext_jax.planning import Job, Variant, analyse, measure, search
+from convnext_jax.whole_run import feeding
 
 # Classes and examples of the splits of datasets that may be planned for without having them.
 DATASETS = {
     "imagenet2012": (1000, {"train": 1_281_167, "validation": 50_000}),
     "imagenet22k": (21_841, {"train": 14_197_122}),
 }
+# Their bytes as prepared, which are those of the images, and their files.
+PREPARED = {"imagenet2012": (144 * 10**9, 1024), "imagenet22k": (1310 * 10**9, 2048)}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -56,7 +59,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="config file, or FILE:VARIANT")
-    parser.add_argument("--topology", required=True, help="v5e:16x16, v4:4x4x8, gpu:8xH100, ...")
+    parser.add_argument(
+        "--topology", required=True, help="v5e:16x16, v4:4x4x8, 2xv5e:16x16, gpu:8xH100, ..."
+    )
     parser.add_argument(
         "--fsdp", type=int, help="only with this many chips along fsdp; 1: only replicated"
     )
@@ -130,12 +135,24 @@ def dataset_size(config: Config) -> tuple[int, int]:
     return classes, split_size(data.train_split, splits)
 
 
-def split_size(split: str, splits: dict[str, int]) -> int:
+def held_out_size(config: Config) -> int:
+    """Examples of the evaluation split; raises InputError where that is neither here nor known."""
+    data = config.data
+    try:
+        return len(open_source(data.name, data.eval_split, data.dir))
+    except InputError:
+        if base_name(data.name) not in DATASETS:
+            raise
+    return split_size(data.eval_split, DATASETS[base_name(data.name)][1], "data.eval_split")
+
+
+def split_size(split: str, splits: dict[str, int], key: str = "data.train_split") -> int:
     """Number of examples of a split or a part of one, such as `train[:-50000]` or `train[10%:]`.
 
     Args:
       split: in TFDS's notation, without sums.
       splits: examples of each split.
+      key: of the config, which chose it.
 
     Raises:
       InputError: it is written otherwise, or there is no such split.
@@ -143,7 +160,7 @@ def split_size(split: str, splits: dict[str, int]) -> int:
     match = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if match is None or match[1] not in splits:
         raise InputError(
-            f"`data.train_split` (={split}) must be {' or '.join(splits)}, or a range of one such"
+            f"`{key}` (={split}) must be {' or '.join(splits)}, or a range of one such"
             f" as `train[:90%]`"
         )
     size = splits[match[1]]
@@ -164,7 +181,7 @@ def variants(machine: Machine, fsdp: int | None, remat: bool | None) -> list[Var
     Where no size of fsdp is given, it is the largest power of two up to 16 that divides the chips:
     the state is then small beside the activations, and the gathers stay between near chips.
     """
-    power = next(n for n in (16, 8, 4, 2, 1) if machine.size % n == 0)
+    power = next(n for n in (16, 8, 4, 2, 1) if machine.size // machine.slices % n == 0)
     sizes = [1, power][: 1 + (power > 1)] if fsdp is None else [fsdp]
     again = [False, True] if remat is None else [remat]
     return [Variant(size, value) for size in sizes for value in again]
@@ -188,6 +205,7 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
         "config": arguments.config,
         "topology": machine.name,
         "chips": machine.size,
+        "slices": machine.slices,
         "hbm": machine.chip.hbm,
         "model": config.model.name,
         "dtype": config.model.dtype,
@@ -196,7 +214,8 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
         "steps": config.steps(examples).total,
     }
     devices = None if machine.is_gpu else describe_devices(machine)
-    jobs = [Job(config, variant, machine, devices, classes, examples) for variant in tried]
+    held_out = held_out_size(config)
+    jobs = [Job(config, way, machine, devices, classes, examples, held_out) for way in tried]
     if devices is None:
         return result | {"variants": [analyse(job) for job in jobs]}
     jobs = jobs[: arguments.compilations]
@@ -207,6 +226,9 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
     left = arguments.compilations - len(jobs)
     for job, row in zip(jobs, rows, strict=True):
         row["largest_per_device_batch"], left = search(job, row, left, _progress)
+        prepared = PREPARED.get(base_name(config.data.name))
+        if row["fits"] and prepared is not None:
+            row["data"] = feeding(machine, row["images_per_second"], *prepared, examples)
     return result | {"variants": rows}
 
 
@@ -242,11 +264,21 @@ def table(result: dict[str, Any]) -> str:
     add("bytes accessed", lambda r: f"{r['bytes_accessed'] / 1e9:.1f} GB")
     kinds = sorted({kind for row in rows for kind in row.get("collectives", {})})
     for kind in kinds:
-        add(kind, lambda r, kind=kind: _exchange(r["collectives"][kind]))
+        add(kind, lambda r, kind=kind: _exchange(r["collectives"][kind], r["dtypes"][kind]))
     add("compute, estimated", lambda r: f"{r['compute_seconds'] * 1e3:.1f} ms")
     add("exchange, at best", lambda r: f"{r['exchange_seconds'] * 1e3:.2f} ms")
+    if result["slices"] > 1:
+        add("between slices, a chip", lambda r: f"{r['network_bytes'] / 1e6:.2f} MB")
+        add("between slices, at best", lambda r: f"{r['network_seconds'] * 1e3:.2f} ms")
     add("images/s", lambda r: f"{r['images_per_second']:,.0f}")
+    for name in ("start", "steps", "evaluations", "saves"):
+        add(f"{name}, in all", lambda r, name=name: _duration(r["run"][name]))
     add("the whole run", lambda r: f"{r['hours']:.1f} h")
+    add("images/s a host", lambda r: f"{r['data']['needed']:,.0f}")
+    add("a bucket gives", lambda r: f"{r['data']['bucket']:,.0f}")
+    add("opening its files", lambda r: _duration(r["data"]["opening_seconds"]))
+    add("copying the data", lambda r: _duration(r["data"]["copy_seconds"]))
+    add("best place of the data", lambda r: r["data"]["best"])
     widths = [max(len(cells[i]) for _, cells in lines) for i in range(len(rows))]
     first = max(len(name) for name, _ in lines)
     text = [
@@ -266,9 +298,12 @@ def table(result: dict[str, Any]) -> str:
 # What the numbers are; docs/scaling.md says more.
 NOTES = (
     "Memory is that of one chip. Compute is the sum of the compiler's own estimates, in cycles, of",
-    "the instructions of one step: a model of the chip, not a measurement; it knows nothing of the",
-    "input pipeline, the host, evaluation and checkpoints. Exchange is what the chip's links need",
-    "at their full bandwidth, added as if nothing overlapped. Bytes accessed count a loop once.",
+    "the instructions of one step: a model of the chip, not a measurement. Exchange is what the",
+    "chip's links need at their full bandwidth, added as if nothing overlapped. Bytes accessed",
+    "count a loop once. Start, evaluations, saves and the data are arithmetic on rates that",
+    "convnext_jax/whole_run.py lists; the steps are as if the input kept up.",
+    "Between slices: what a chip sends, over its share of the host's network cards (v5e 3.1 GB/s,",
+    "v6e 12.5 GB/s, by Cloud TPU's documentation; of others none is published: no time is added).",
 )
 
 
@@ -279,8 +314,12 @@ def _room(row: dict[str, Any]) -> str:
     return f"{abs(room) / GIB:.2f} GiB {'free' if room >= 0 else 'too much'}"
 
 
-def _exchange(total: dict[str, int]) -> str:
-    return f"{total['count']}, {total['bytes'] / 1e6:.1f} MB"
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def _exchange(total: dict[str, int], dtypes: Sequence[str]) -> str:
+    return f"{total['count']}, {total['bytes'] / 1e6:.1f} MB {' '.join(dtypes)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,6 +15,7 @@ from convnext_jax.machines import Machine, mesh_of
 from convnext_jax.models.flops import count_macs
 from convnext_jax.programs import read_program
 from convnext_jax.step_builder import TrainingStep, build_step
+from convnext_jax.whole_run import whole_run
 
 # How often an array's bytes leave a chip, on many chips; an all-reduce is a reduce-scatter and an
 # all-gather, everything else is counted once.
@@ -51,6 +52,7 @@ class Job:
       devices: the machine's, from `describe_devices`; None: nothing can be compiled.
       num_classes: of the dataset.
       num_examples: of its training split.
+      num_held_out: of its evaluation split.
     """
 
     config: Config
@@ -59,6 +61,7 @@ class Job:
     devices: list[Any] | None
     num_classes: int
     num_examples: int
+    num_held_out: int = 0
 
     def with_images_at_once(self, images: int) -> "Job":
         """The same job with at most so many images at once on a chip."""
@@ -70,7 +73,9 @@ class Job:
         config = dataclasses.replace(
             self.config,
             model=dataclasses.replace(self.config.model, remat=self.variant.remat),
-            mesh=dataclasses.replace(self.config.mesh, data=-1, fsdp=self.variant.fsdp),
+            mesh=dataclasses.replace(
+                self.config.mesh, data=-1, fsdp=self.variant.fsdp, slices=self.machine.slices
+            ),
         )
         mesh: Any = mesh_of(self.machine, self.devices, self.variant.fsdp)
         return build_step(config, mesh, self.num_classes, self.num_examples)
@@ -119,7 +124,7 @@ def measure(job: Job) -> dict[str, Any]:
     Returns:
       What `analyse` gives, and `fits`; `room`, bytes that are left, negative if they are missing,
       None if the compiler does not say; `compile_seconds`; and of a program that fits all that
-      `read_compiled` gives.
+      `read_compiled` gives, and of the whole `run` what `whole_run` does, with its `hours`.
 
     Raises:
       InputError: config, dataset and machine do not fit each other.
@@ -141,26 +146,27 @@ def measure(job: Job) -> dict[str, Any]:
             row["room"] = needed[1] - needed[0]
         return row
     row["compile_seconds"] = time.perf_counter() - began
-    found = read_compiled(compiled, job.machine, job.config.data.global_batch, step.steps.total)
+    found = read_compiled(compiled, job.machine, job.config.data.global_batch)
     memory = row["memory"] | found.pop("memory")
-    return row | found | {"memory": memory}
+    row |= found | {"memory": memory}
+    run = whole_run(job.config, step.steps, job.machine, row, job.num_held_out)
+    return row | {"run": run, "hours": run["hours"]}
 
 
-def read_compiled(
-    compiled: Any, machine: Machine, global_batch: int, total_steps: int
-) -> dict[str, Any]:
+def read_compiled(compiled: Any, machine: Machine, global_batch: int) -> dict[str, Any]:
     """What a compiled step says of itself.
 
     Args:
       compiled: a `jax.stages.Compiled`.
       machine: what it is for.
       global_batch: images of a step.
-      total_steps: of the run.
 
     Returns:
       Numbers by name: `memory` (bytes of a chip: `temporary`, `program`, and the `total`),
-      `collectives` by kind, `bytes_accessed`, `cycles`, `compute_seconds` and `exchange_seconds`
-      of a step, `images_per_second` and `hours` of the run as if neither overlapped the other.
+      `collectives` by kind and their `dtypes`, `bytes_accessed`, `cycles`; of a step,
+      `compute_seconds`, `exchange_seconds` within a slice, and, between slices, `network_bytes` of
+      a chip and `network_seconds`, None where the network's bandwidth is not published;
+      `step_seconds` and `images_per_second` as if none overlapped another.
     """
     memory = compiled.memory_analysis()
     total = (
@@ -174,9 +180,20 @@ def read_compiled(
     totals = program.totals()
     compute = program.cycles / machine.chip.clock
     exchange = sum(
-        _PASSES.get(kind, 1) * total["bytes"] / machine.chip.link for kind, total in totals.items()
+        _PASSES.get(found.kind, 1) * found.bytes * found.times / machine.chip.link
+        for found in program.collectives
+        if not found.between_slices
     )
-    seconds = compute + exchange
+    # What each chip hands to its host of a sum is its part of the slice's; the hosts exchange it
+    # with those of the other slices, each of which adds up a part of that and passes it on.
+    shares = (machine.slices - 1) / machine.slices
+    network_bytes = shares * sum(
+        _PASSES.get(found.kind, 1) * found.bytes * found.times
+        for found in program.collectives
+        if found.between_slices
+    )
+    network = network_bytes / machine.chip.network if machine.chip.network else None
+    seconds = compute + exchange + (network or 0)
     return {
         "fits": True,
         "room": machine.chip.hbm - total,
@@ -186,13 +203,16 @@ def read_compiled(
             "total": total,
         },
         "collectives": totals,
+        "dtypes": program.dtypes(),
         "bytes_accessed": compiled.cost_analysis()["bytes accessed"],
         "cycles": program.cycles,
         "unknown_loops": program.unknown_loops,
         "compute_seconds": compute,
         "exchange_seconds": exchange,
+        "network_bytes": network_bytes,
+        "network_seconds": network if machine.slices > 1 else 0.0,
+        "step_seconds": seconds,
         "images_per_second": global_batch / seconds,
-        "hours": seconds * total_steps / 3600,
     }
 
 

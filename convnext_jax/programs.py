@@ -26,7 +26,14 @@ _CALLED = re.compile(r"(\w+)=(?:\{([^{}]*)\}|(%?[\w.\-]+))")
 _CALLS = {"calls", "to_apply", "body", "condition", "branch_computations", "called_computations"}
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# Groups of chips: listed, numbered, or the axes of a mesh along which they lie, maybe part of one.
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\].*? \{('[^}]*)\}")
+_AXIS = re.compile(r"'(\w+)'(?::\(\d+\)(\d+))?")
+# What a chip hands to its host for the other slices.
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+# An exchange in pieces between which others compute: each piece has its number.
+_CHAIN = re.compile(r'chain_id="(\d+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +46,19 @@ class Collective:
       bytes: of the whole arrays, seen by one chip: what an all-reduce sums, what an all-gather ends
         with, what a reduce-scatter begins with, what others send.
       times: how often a run of the program executes it.
+      between_slices: whether it passes through the hosts to other slices.
     """
 
     kind: str
     dtypes: tuple[str, ...]
     bytes: int
     times: int
+    between_slices: bool = False
+
+    @property
+    def name(self) -> str:
+        """The kind, and where."""
+        return f"{self.kind} between slices" if self.between_slices else self.kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +76,18 @@ class Program:
     cycles: int
     unknown_loops: int
 
+    def dtypes(self) -> dict[str, list[str]]:
+        """Types of what is exchanged, by kind."""
+        kinds = collections.defaultdict(set)
+        for found in self.collectives:
+            kinds[found.name].update(found.dtypes)
+        return {kind: sorted(names) for kind, names in kinds.items()}
+
     def totals(self) -> dict[str, dict[str, int]]:
         """Count and bytes of one run, by kind."""
         result: dict[str, dict[str, int]] = {}
         for found in self.collectives:
-            total = result.setdefault(found.kind, {"count": 0, "bytes": 0})
+            total = result.setdefault(found.name, {"count": 0, "bytes": 0})
             total["count"] += found.times
             total["bytes"] += found.bytes * found.times
         return result
@@ -86,6 +107,7 @@ def read_program(text: str) -> Program:
     # before its own calls are.
     runs: dict[str, int] = collections.defaultdict(int, {entry: 1})
     exchanges: list[Collective] = []
+    chains: set[str] = set()
     cycles = unknown = 0
     for name in reversed(computations):
         times = runs[name]
@@ -105,8 +127,23 @@ def read_program(text: str) -> Program:
                 if called in computations:
                     runs[called] += times * rounds
             kind = operation.removesuffix("-start")
-            if kind in COLLECTIVES:
-                exchanges.append(_collective(kind, operation, shape, line, times))
+            handed_over = _BETWEEN_SLICES.search(line) if kind == "send" else None
+            if handed_over is not None:
+                what = handed_over[1].lower().replace("_", "-")
+                part = _collective(what, operation, _top_level(shape)[0], line, times)
+                exchanges.append(dataclasses.replace(part, between_slices=True))
+            if kind not in COLLECTIVES:
+                continue
+            chain = _CHAIN.search(line)
+            if chain is None or chain[1] not in chains:
+                # The compiler for TPUs writes a reduce-scatter as a fusion of this name.
+                scattered = kind == "all-reduce" and name.startswith("all-reduce-scatter")
+                found = _collective(kind, operation, shape, line, times)
+                exchanges.append(
+                    dataclasses.replace(found, kind="reduce-scatter") if scattered else found
+                )
+            if chain is not None:
+                chains.add(chain[1])
     return Program(tuple(reversed(exchanges)), cycles, unknown)
 
 
@@ -161,11 +198,20 @@ def _collective(kind: str, operation: str, shape: str, line: str, times: int) ->
         shape = parts[1]  # (what goes in, what comes out, bookkeeping)
     size = array_bytes(shape)
     if kind == "reduce-scatter":
-        groups = _GROUPS.search(line)
-        listed, counted = groups.groups() if groups else (None, None)
-        size *= len(listed.split(",")) if listed else int(counted or 1)
+        size *= _group_size(line)
     dtypes = sorted({dtype for dtype, _ in _ARRAY.findall(shape)})
     return Collective(kind, tuple(dtypes), size, times)
+
+
+def _group_size(line: str) -> int:
+    """Chips that exchange with each other."""
+    mesh = _MESH.search(line)
+    if mesh is not None:
+        lengths = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(part or lengths[name]) for name, part in _AXIS.findall(mesh[2]))
+    groups = _GROUPS.search(line)
+    listed, counted = groups.groups() if groups else (None, None)
+    return len(listed.split(",")) if listed else int(counted or 1)
 
 
 def _top_level(shape: str) -> list[str]:

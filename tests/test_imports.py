@@ -35,6 +35,7 @@ RANKS = {
     "step_builder": 5,
     "builders": 5,
     "planning": 5,
+    "whole_run": 5,
     "main": 6,
     "plan": 6,
     "evaluate": 6,
@@ -45,6 +46,8 @@ SIDEWAYS = {
     ("builders", "config"),
     ("builders", "step_builder"),
     ("planning", "config"),
+    ("planning", "whole_run"),
+    ("whole_run", "config"),
     ("planning", "step_builder"),
 }
 HOMES = {

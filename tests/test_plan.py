@@ -33,6 +33,7 @@ SMALL = {
         ("v4:4x4x8", "v4", 128, 32 * GIB),
         ("v5p:2x2x1", "v5p", 4, 95 * GIB),
         ("v6e:4x8", "v6e", 32, 32 * GIB),
+        ("2xv5e:16x16", "v5e", 512, 16 * GIB),
         ("gpu:8xH100", "H100", 8, 80 * 10**9),
     ],
 )
@@ -45,6 +46,8 @@ def test_machine(name, kind, size, hbm):
     ("name", "says"),
     [
         ("v9:4x4", "did you mean v4"),
+        ("0xv5e:4x4", "its chip"),
+        ("2xv5e:4x4x4", "2 sides of v5e"),
         ("v5e", "2 sides of v5e"),
         ("v5e:4x4x4", "2 sides of v5e"),
         ("v4:4x4", "3 sides of v4"),
@@ -62,6 +65,14 @@ def test_no_machine(name, says):
 def test_fsdp_must_divide_the_chips(fsdp):
     with pytest.raises(InputError, match=rf"`--fsdp` \(={fsdp}\).*\(=16\)"):
         machines.mesh_of(parse_machine("v5e:4x4"), None, fsdp)
+
+
+def test_fsdp_stays_within_a_slice():
+    machine = parse_machine("2xv5e:4x4")
+    assert machine.slices == 2
+    assert machines.mesh_of(machine, None, 16).shape == {"data": 2, "fsdp": 16}
+    with pytest.raises(InputError, match=r"`--fsdp` \(=32\).*of a slice \(=16\)"):
+        machines.mesh_of(machine, None, 32)
 
 
 def test_matrix_units_make_the_peak():
@@ -255,7 +266,60 @@ def test_reading_a_program():
         "reduce-scatter": {"count": 1, "bytes": 4 * 8 * 4},
     }
     (reduced,) = [c for c in program.collectives if c.kind == "all-reduce"]
-    assert reduced.dtypes == ("bf16", "f32")
+    assert reduced.dtypes == ("bf16", "f32") == tuple(program.dtypes()["all-reduce"])
+
+
+def test_pieces_of_an_exchange_count_once():
+    piece = '  %p.{} = bf16[50]{{0}} all-gather(%x), frontend_attributes={{chain_id="{}"}}'
+    pieces = "\n".join(piece.format(n, n // 3) for n in range(6))
+    text = PROGRAM.replace("  ROOT %last", f"{pieces}\n  ROOT %last")
+    gathered = read_program(text).totals()["all-gather"]
+    assert gathered == {"count": 4 + 2, "bytes": 4 * 64 * 4 + 2 * 50 * 2}
+
+
+def test_a_reduce_scatter_of_tpus():
+    scatter = """%all-reduce-scatter.1 (input: f32[40]) -> f32[10] {
+  %whole = f32[40]{0} all-reduce(%input), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%sum
+  ROOT %part = f32[10]{0} dynamic-slice(%whole, %at)
+}
+
+ENTRY"""
+    fusion = "%f = f32[10]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1"
+    text = PROGRAM.replace("ENTRY", scatter).replace("ROOT %last", f"{fusion}\n  ROOT %last")
+    assert read_program(text).totals()["reduce-scatter"] == {
+        "count": 2,
+        "bytes": 4 * 8 * 4 + 40 * 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,2},{1,3}}", 2),
+        ("[2,4]<=[8]", 4),
+        ("mesh['a'=2,'b'=1,'c'=4], device_ids=([4,2]T(1,0)) {'c'}", 4),
+        ("mesh['a'=2,'b'=4] {'a','b'}", 8),
+        ("mesh['a'=2,'b'=4] {'b':(1)2}", 2),
+    ],
+)
+def test_a_reduce_scatter_begins_with_the_parts_of_its_group(groups, size):
+    line = f"%extra = f32[25]{{0}} reduce-scatter(%x), replica_groups={groups}, to_apply=%sum"
+    program = read_program(PROGRAM.replace("ROOT %last", f"{line}\n  ROOT %last"))
+    assert 100 * size in [c.bytes for c in program.collectives if c.kind == "reduce-scatter"]
+
+
+def test_what_goes_to_other_slices():
+    line = (
+        "%send = (f32[6,8]{1,0:T(8,128)}, u32[], token[]) send(%x, %t), channel_id=2,"
+        " is_host_transfer=true, frontend_attributes={"
+        '_xla_host_transfer_handler_name="xla_megascale_runtime",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    other = line.replace("_xla_megascale_transfer_type", "_something_else")
+    text = PROGRAM.replace("ROOT %last", f"{line}\n  {other}\n  ROOT %last")
+    totals = read_program(text).totals()
+    assert totals.pop("all-reduce between slices") == {"count": 1, "bytes": 6 * 8 * 4}
+    assert totals == read_program(PROGRAM).totals()
 
 
 def test_loops_of_known_and_unknown_length():
@@ -342,5 +406,27 @@ def test_fsdp_on_sixteen_chips(capsys):
     flags = ["--fsdp", "16", "--no-remat", "--compilations", "1", "--json"]
     command.main([*where, *flags, shallow, *ONE_GROUP_A_CHIP])
     (row,) = json.loads(capsys.readouterr().out)["variants"]
-    assert "all-gather" in row["collectives"]
+    assert row["dtypes"]["all-gather"] == ["bf16", "f32"]  # the head is float32
+    assert row["dtypes"]["all-reduce"] == ["f32"]
     assert set(row["collectives"]) <= {"all-gather", "all-reduce", "reduce-scatter"}
+
+
+@pytest.mark.slow
+def test_two_slices(capsys):
+    where = ["--config", "configs/imagenet1k.py:tiny", "--topology", "2xv5e:4x4"]
+    small = ["--config.model.depths=(1,1,1,1)", "--config.data.global_batch=4096"]
+    flags = ["--fsdp", "4", "--no-remat", "--compilations", "1", "--json"]
+    command.main([*where, *flags, *small, "--config.model.dtype=bfloat16"])
+    (row,) = json.loads(capsys.readouterr().out)["variants"]
+    # Each of a slice's 16 chips hands over a sixteenth of the gradients, in float32; some are
+    # filled up to whole tiles.
+    parameters = row["checkpoint_bytes"] / 4
+    handed = row["collectives"]["all-reduce between slices"]["bytes"]
+    assert parameters / 16 <= handed < 2 * parameters / 16
+    assert row["dtypes"]["all-reduce between slices"] == ["f32"]
+    # Of two slices each sends half of it, twice.
+    assert row["network_bytes"] == handed
+    assert row["network_seconds"] == pytest.approx(handed / 3.125e9)
+    # Parameters are gathered within a slice.
+    assert row["dtypes"]["all-gather"] == ["bf16", "f32"]
+    assert "all-gather between slices" not in row["collectives"]
