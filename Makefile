@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training results-input results-scaling bench bench-check chaos clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training results-input results-scaling bench bench-check chaos rehearsal clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -55,6 +55,12 @@ bench: .venv/.test
 # Kills runs of two processes at random moments, and writes how they ended into docs/reliability.md.
 chaos: .venv/.test
 	PYTHONPATH=tests $(BIN)/python -m e2e.chaos
+
+# Drives the commands through stand-ins for ImageNet-1K, ImageNet-22K and a large folder, ConvNeXt-XL's
+# state, and 32 processes; most of an hour on 2 cores, 24 GB of memory, 20 GB of disk. Writes what came
+# out into docs/reliability.md. One part: `.venv/bin/python -m benchmarks.rehearsal --only PART`.
+rehearsal: .venv/.test
+	$(BIN)/python -m benchmarks.rehearsal
 
 # Measures again what the committed files for this kind of device say; fails where a ratio fell.
 bench-check: .venv/.test

@@ -1,0 +1,1 @@
+"""Rehearsals at real size: `python -m benchmarks.rehearsal`."""
