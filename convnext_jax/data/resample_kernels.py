@@ -2,17 +2,28 @@
 
 When resizing, weights are whole multiples of 2^-22 and sums are exact; affine transforms work in
 double precision. As Pillow's, these functions run without the interpreter's lock. They are kept in
-`__pycache__`, or in the user's cache where that cannot be written; compiling them takes seconds.
+`__pycache__`, or in the user's cache where that cannot be written (NUMBA_CACHE_DIR and
+XDG_CACHE_HOME say where); where that cannot be written either, each process compiles them, which
+takes seconds.
 """
 
+import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 
-# Without `error_model`, each division would test for zero and hinder vector instructions.
-_compiled: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    # Without `error_model`, each division would test for zero and hinder vector instructions.
+    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    with contextlib.suppress(RuntimeError):  # "no locator available": nowhere to keep it
+        compiled.enable_caching()
+    return compiled
+
+
 _inlined: Any = numba.njit(inline="always", error_model="numpy")
 
 # Bits of a weight below one: of 32 bits, 8 are the pixel's and 2 are headroom.

@@ -12,7 +12,7 @@ from convnext_jax import sharding
 from convnext_jax.data.pipeline import Passes
 from convnext_jax.data.sources import open_source
 from convnext_jax.data.transforms import EvalTransform
-from convnext_jax.errors import InputError
+from convnext_jax.errors import InputError, RunError
 from convnext_jax.evaluation.evaluator import Evaluator
 from convnext_jax.evaluation.metrics import confusion_counts, masked_sums
 
@@ -141,3 +141,35 @@ def test_an_evaluation_waits_for_no_workers(tmp_path):
         assert tested(params) == first
         assert time.monotonic() - began < 1.0
     tested.close()
+
+
+class Holed(Images):
+    """One in ten cannot be read."""
+
+    def __getitem__(self, index):
+        if index % 10 == 7:
+            raise InputError(f"image {index} is broken")
+        return super().__getitem__(index)
+
+
+def test_what_cannot_be_read_is_left_out_and_counted():
+    def apply(params, images, key=None):
+        brightness = jnp.round(images[:, 0, 0, :1] * 255)
+        return -jnp.abs(brightness - jnp.arange(8.0).reshape(1, 8)) + params
+
+    def holed(**options):
+        passes = Passes(Holed(50), Pixels(), global_batch=16, **options)
+        mesh = sharding.create_mesh()
+        return Evaluator(apply, passes, mesh=mesh, mean=(0, 0, 0), std=(1, 1, 1))
+
+    tested = holed(skip_bad=True)
+    for _ in range(2):
+        result = tested({"params": jnp.zeros((1, 8))})["params"]
+        # The mean is over those that were read: all of them right.
+        assert (result["num_examples"], result["num_skipped"], result["top1"]) == (45, 5, 1)
+    assert tested.skipped == {i: f"image {i} is broken" for i in (7, 17, 27, 37, 47)}
+    tested.close()
+    with pytest.raises(InputError, match="image 7 is broken; `data.on_error=skip` goes on"):
+        holed()({"params": jnp.zeros((1, 8))})
+    with pytest.raises(RunError, match=r"3 examples .* `data.max_skipped` \(=2\)"):
+        holed(skip_bad=True, max_skipped=2)({"params": jnp.zeros((1, 8))})
