@@ -109,6 +109,7 @@ def build_run(config: Config, began: float) -> Run:
         log_every=config.log_every_steps,
         profile_steps=config.profile_steps,
         tensorboard=config.tensorboard,
+        log_parameters=config.log_parameters,
     )
 
 

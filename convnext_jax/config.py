@@ -120,6 +120,7 @@ class Config:
     num_steps: int | None = None  # ends the run early, or late, whatever `num_epochs`; None: epochs
     eval_every_epochs: float = 1.0
     log_every_steps: int = 50
+    log_parameters: bool = False  # print each parameter at the start, instead of their number
     log_batch_hashes: bool = False  # record which images each step saw, to compare runs by
     hang_seconds: float = 1800.0  # a step that takes longer is reported, with all stacks; 0: never
     compilation_cache: bool = True  # keep compiled programs in the user's cache directory

@@ -26,10 +26,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from convnext_jax import builders, processes
-from convnext_jax.checkpointing.manager import completed_steps
+from convnext_jax.checkpointing.shared import require_shared
+from convnext_jax.checkpointing.steps import completed_steps
 from convnext_jax.config import Config, all_keys, resolve, unknown_key
 from convnext_jax.errors import InputError, Interrupted, Preempted, exit_in_one_sentence
 from convnext_jax.training import loop, summary
+from convnext_jax.training.mirror import Mirror
 
 _BEGAN = time.perf_counter()
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, or FILE:VARIANT.")
@@ -41,13 +43,18 @@ def run(config: Config, place: str, preemption: processes.Preemption) -> None:
     job = builders.build_run(config, _BEGAN)
     workdir = builders.prepare_workdir(place)
     directory = builders.checkpoint_dir(config, workdir)
-    start = max(completed_steps(directory), default=0)
-    finished = (workdir / summary.SUMMARY_FILE).exists() and start >= job.total_steps
+    mirror = Mirror(workdir, directory, active=processes.is_first())
+    start, finished = 0, False
     # Process 0 may be the only one that sees its workdir.
+    if processes.is_first():
+        mirror.fetch()
+        start = max(completed_steps(directory), default=0)
+        finished = summary.is_finished(workdir, job.total_steps) and start >= job.total_steps
     finished = bool(processes.from_first(np.bool_(finished)))
     if not finished:
         builders.require_writable("checkpoint.dir", directory)
-        loop.train(job, workdir, directory, preemption)
+        require_shared("checkpoint.dir", directory)
+        loop.train(job, workdir, directory, preemption, mirror)
     if not processes.is_first():
         return
     if finished:
@@ -58,6 +65,7 @@ def run(config: Config, place: str, preemption: processes.Preemption) -> None:
         facts = builders.facts(config, job) | {"resumed_from_step": start, "seconds": seconds}
         results = summary.write_summary(workdir, facts)
         summary.write_curves(workdir, f"{results['model']} on {results['dataset']}")
+        mirror.close()
     print(summary.final_line(results, workdir))
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ _COMPILING_MS = 30 * 60 * 1000
 # Errors of JAX's that no lost peer brings about.
 _OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 _barriers = itertools.count()
+_texts = itertools.count()
 _ending = threading.Lock()
 
 
@@ -142,6 +143,27 @@ def from_first(value: Any) -> Any:
       value: a tree of numbers or arrays, of equal shapes on all processes.
     """
     return multihost_utils.broadcast_one_to_all(value)
+
+
+def text_from_first(text: str) -> str:
+    """What process 0 gave, on all processes; what the others give is not looked at."""
+    return texts_from([0], text)[0]
+
+
+def texts_from_all(text: str) -> list[str]:
+    """What each process gave, in their order, on all processes."""
+    return texts_from(range(jax.process_count()), text)
+
+
+def texts_from(speakers: Collection[int], text: str) -> list[str]:
+    """What some processes gave, on all; each process calls it at the same places."""
+    if jax.process_count() == 1:
+        return [text]
+    place = f"convnext_jax/texts/{next(_texts)}"
+    index = jax.process_index()
+    if index in speakers:
+        _client().key_value_set(f"{place}/{index}", text)
+    return [_client().blocking_key_value_get(f"{place}/{s}", _COMPILING_MS) for s in speakers]
 
 
 def compile_together(function: Any, *arguments: Any) -> Callable[..., Any]:

@@ -1,116 +1,209 @@
 """Checksums of checkpoints, and what happens to one that is damaged.
 
-Beside its items a step has `checksums.txt`, which `sha256sum -c checksums.txt` reads too.
+Beside its items a step has `checksums.txt`, which `sha256sum -c checksums.txt` reads too; each
+further process that wrote a part of it adds a `checksums.N.txt` of that part. They are written once
+the step is complete, in the background, each process reading what it wrote itself.
+
+In a bucket the files are `sizes.txt` and `sizes.N.txt`, with bytes in place of checksums. The store
+keeps checksums of its objects and never shows a part of one; reading everything back over the
+network would find nothing that it does not.
 """
 
 import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable
 
-import numpy as np
-import orbax.checkpoint as ocp
+import jax
 from etils import epath
 
 from convnext_jax import processes
+from convnext_jax.checkpointing.steps import (
+    EVALUATION,
+    completed_steps,
+    files_below,
+    in_bucket,
+    write_at_once,
+)
 from convnext_jax.errors import RunError
 
-CHECKSUMS = "checksums.txt"
-# Orbax enters the time into it when it makes the step visible; nothing is read from it.
-_CHANGED_LATER = "_CHECKPOINT_METADATA"
-# Beside the checkpoints; nothing is deleted that somebody may want to look at.
+# In the directory of checkpoints; nothing is deleted that somebody may want to look at.
 DAMAGED = "damaged"
+_LISTS = re.compile(r"(checksums|sizes)(\.\d+)?\.txt")
+# Orbax enters times into the first, and marks a step as complete with the second.
+_UNLISTED = {"_CHECKPOINT_METADATA", "commit_success.txt", EVALUATION, f"{EVALUATION}.tmp"}
+# The folder of an item in which Orbax's process N writes its part of the arrays.
+_PART = re.compile(r"(?:^|/)ocdbt\.process_(\d+)/")
 
 
-def completed_steps(directory: epath.PathLike) -> list[int]:
-    """The steps in a checkpoint directory, ascending; those being written do not count."""
-    directory = epath.Path(directory)
-    if not directory.is_dir():
-        return []
-    return sorted(ocp.utils.checkpoint_steps(directory))
+class Stopped(Exception):
+    """There is no time to finish."""
 
 
-def write_checksums(directory: epath.Path, step: int) -> None:
-    """Writes the checksums of a step whose files are written, before it becomes visible."""
-    # Orbax renames a directory on a disk, and puts a mark into one in a bucket.
-    places = [directory / str(step), *directory.glob(f"{step}.orbax-checkpoint-tmp*")]
-    (folder,) = (place for place in places if place.exists())
-    files = {name: path for name, path in _files(folder).items() if name != _CHANGED_LATER}
-    lines = [f"{_sha256(path)}  {name}\n" for name, path in files.items()]
-    (folder / CHECKSUMS).write_text("".join(lines))
-
-
-def first_damage(folder: epath.Path) -> str | None:
-    """What is wrong with a step, or None; compares its files with its checksums.
+def write_checksums(folder: epath.Path, stop: threading.Event) -> None:
+    """Writes the checksums of the part of a complete step that this process wrote.
 
     Args:
       folder: of the step.
+      stop: when it is set, nothing is written.
+
+    Raises:
+      Stopped: because of that.
     """
-    try:
-        lines = (folder / CHECKSUMS).read_text().splitlines()
-    except FileNotFoundError:
-        return f"{CHECKSUMS} is missing"
-    except UnicodeDecodeError:
-        return f"{CHECKSUMS} has other contents than were written"
-    for line in lines:
-        digest, _, name = line.partition("  ")
-        path = folder / name
-        if not name or not path.is_file():
-            return f"{name or CHECKSUMS} is missing or cut off"
-        if _sha256(path) != digest:
-            return f"{name} has other contents than were saved"
-    return None if lines else f"{CHECKSUMS} is empty"
+    process = jax.process_index()
+    lines = [
+        f"{_fingerprint(path, stop)}  {name}\n"
+        for name, path in _listable(folder).items()
+        if _writer(name) == process
+    ]
+    # Not an empty one: that would be damage.
+    if lines:
+        kind = "sizes" if in_bucket(folder) else "checksums"
+        suffix = f".{process}" if process else ""
+        write_at_once(folder / f"{kind}{suffix}.txt", "".join(lines))
+
+
+def _listable(folder: epath.Path) -> dict[str, epath.Path]:
+    files = files_below(folder)
+    return {
+        name: path
+        for name, path in files.items()
+        if name not in _UNLISTED and not _LISTS.match(name)
+    }
+
+
+def _writer(name: str) -> int:
+    part = _PART.search(name)
+    return int(part[1]) if part else 0
+
+
+def _fingerprint(path: epath.Path, stop: threading.Event | None = None) -> str:
+    """What a list says of a file: its size in a bucket, its SHA-256 elsewhere."""
+    if in_bucket(path):
+        return str(path.stat().length)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            if stop is not None and stop.is_set():
+                raise Stopped
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_lists(folder: epath.Path) -> tuple[dict[str, str], str | None]:
+    """Reads the lists of a step.
+
+    Returns:
+      What each file must be, by name; and what is wrong with the lists themselves, or None.
+    """
+    listed: dict[str, str] = {}
+    for path in sorted(path for path in folder.iterdir() if _LISTS.fullmatch(path.name)):
+        try:
+            lines = path.read_text().splitlines()
+        except UnicodeDecodeError:
+            return listed, f"{path.name} has other contents than were written"
+        if not lines:
+            return listed, f"{path.name} is empty"
+        for line in lines:
+            expected, _, name = line.partition("  ")
+            if not name:
+                return listed, f"{path.name} is missing or cut off"
+            listed[name] = expected
+    return listed, None
+
+
+def _damage(folder: epath.Path, name: str, expected: str) -> str | None:
+    path = folder / name
+    if not path.is_file():
+        return f"{name} is missing or cut off"
+    if _fingerprint(path) != expected:
+        return f"{name} has other contents than were saved"
+    return None
+
+
+def first_damage(folder: epath.Path) -> tuple[str | None, str | None]:
+    """Compares a step's files with its lists, all processes together, each some of them.
+
+    Args:
+      folder: of the step.
+
+    Returns:
+      What is wrong with the step, or None; and what could not be verified, or None. The same on
+      all processes.
+    """
+    found = ""
+    if processes.is_first():
+        listed, wrong = read_lists(folder)
+        unlisted = [name for name in _listable(folder) if name not in listed]
+        found = json.dumps([listed, wrong, unlisted])
+    listed, wrong, unlisted = json.loads(processes.text_from_first(found))
+    count, index = jax.process_count(), jax.process_index()
+    mine = list(listed.items())[index::count]
+    suspect = next((name for name, expected in mine if _damage(folder, name, expected)), "")
+    suspects = [name for name in processes.texts_from_all(suspect) if name]
+    # A process whose view of a network file system is old may miss what is there.
+    damages = (_damage(folder, name, listed[name]) for name in suspects)
+    if processes.is_first():
+        wrong = wrong or next((damage for damage in damages if damage), None)
+    wrong = json.loads(processes.text_from_first(json.dumps(wrong)))
+    if not unlisted:
+        return wrong, None
+    return wrong, (
+        f"{len(unlisted)} of {len(unlisted) + len(listed)} files have no checksums, as the run that"
+        f" wrote them ended before it had computed them"
+    )
 
 
 def set_damaged_aside(directory: epath.PathLike, *, stop: bool) -> list[str]:
     """Makes the newest step one that is whole, on all processes.
 
-    Damaged steps newer than it are moved to `damaged/` beside the directory.
+    Damaged steps newer than it are moved to `damaged/` in the directory.
 
     Args:
       directory: of checkpoints.
       stop: raise instead.
 
     Returns:
-      A sentence for each step that was moved; on process 0.
+      A sentence for each step that was moved, and for one that could not be verified; the same on
+      all processes.
 
     Raises:
       RunError: a step is damaged, and `stop` is set or no other one is there.
     """
-    moved: list[str] = []
+    said: list[str] = []
+    moved = ""
     directory = epath.Path(directory)
-    if processes.is_first():
-        for step in reversed(completed_steps(directory)):
-            damage = first_damage(directory / str(step))
-            if damage is None:
-                break
-            sentence = f"the checkpoint of step {step} in {directory} is damaged: {damage}"
-            if stop:
-                raise RunError(f"{sentence}; `checkpoint.on_damage` (=stop) forbids to go on")
-            aside = directory.parent / DAMAGED / str(step)
-            if aside.exists():
-                aside.rmtree()
-            aside.parent.mkdir(exist_ok=True)
-            (directory / str(step)).rename(aside)
-            moved.append(f"{sentence}; it was moved to {aside}")
-        if moved and not completed_steps(directory):
-            raise RunError(f"{moved[-1]}, and there is no earlier one")
-    # The others look at the directory only after this.
-    processes.from_first(np.int32(len(moved)))
-    return moved
+    steps = json.loads(processes.text_from_first(json.dumps(_if_first(completed_steps, directory))))
+    for step in reversed(steps):
+        damage, unverified = first_damage(directory / str(step))
+        name = f"the checkpoint of step {step} in {directory}"
+        if damage is None:
+            if unverified is not None:
+                said.append(f"{name} is used, but not verified: {unverified}")
+            return said
+        moved = f"{name} is damaged: {damage}"
+        if stop:
+            raise RunError(f"{moved}; `checkpoint.on_damage` (=stop) forbids to go on")
+        aside = processes.text_from_first(str(_if_first(_set_aside, directory, step)))
+        moved += f"; it was moved to {aside}"
+        said.append(moved)
+    if moved:
+        raise RunError(f"{moved}, and there is no earlier one")
+    return said
 
 
-def _files(folder: epath.Path) -> dict[str, epath.Path]:
-    """All files of a folder, by their names relative to it, in order."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            found |= {f"{path.name}/{name}": below for name, below in _files(path).items()}
-        else:
-            found[path.name] = path
-    return found
+def _if_first(action: Callable, *arguments: object) -> object:
+    return action(*arguments) if processes.is_first() else None
 
 
-def _sha256(path: epath.Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _set_aside(directory: epath.Path, step: int) -> epath.Path:
+    """Moves a step to where nothing is yet; returns where."""
+    aside = directory / DAMAGED / str(step)
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = directory / DAMAGED / f"{step}.{number}"
+    aside.parent.mkdir(exist_ok=True)
+    (directory / str(step)).rename(aside)
+    return aside

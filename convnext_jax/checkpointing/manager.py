@@ -6,100 +6,109 @@ and the resolved config, which makes a checkpoint usable without its config file
 """
 
 import errno
-import os
+import json
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from convnext_jax import processes, tree
-from convnext_jax.checkpointing.damage import completed_steps, write_checksums
+from convnext_jax.checkpointing.damage import Stopped, write_checksums
+from convnext_jax.checkpointing.shared import appears, require_step
+from convnext_jax.checkpointing.steps import (
+    completed_steps,
+    delete_incomplete,
+    delete_step,
+    in_bucket,
+    kept_steps,
+    read_evaluation,
+    write_evaluation,
+)
 from convnext_jax.errors import InputError, RunError
 from convnext_jax.retry import retrying
 
 # The items of a step that are trees of arrays.
 ARRAYS = ("params", "ema", "optimizer")
 DESCRIPTION = "description"
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, which does not ask by itself whether the machine is taken away.
-
-    It would ask JAX about steps, and training asks about more places than those: the two counts
-    must not mix.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        return False
+# How long a process that is told to leave goes on computing checksums.
+_HURRY_SECONDS = 5
 
 
 class Checkpoints:
-    """The checkpoints in one directory."""
+    """The checkpoints in one directory, as the run sees them that writes there.
 
-    def __init__(self, directory: epath.PathLike, *, best_metric: str, keep_last: int = 2) -> None:
+    All processes make the same calls; they agree on what is there when it is opened. Writing goes
+    on in the background, in the order of the calls: a step, what is no longer worth its space, and
+    the evaluation's results once they come; beside that, checksums.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        best_metric: str,
+        keep_last: int = 2,
+        notice: Callable[[str], None] = print,
+    ) -> None:
         """Opens the directory, creates it if need be, and clears away what a killed save left.
 
         Args:
-          directory: absolute path; holds nothing but checkpoints.
-          best_metric: the name of a metric given to `save`; the step with its highest value is
-            kept.
+          directory: absolute path; only runs write there.
+          best_metric: the name of a result given to `add_evaluation`; the step with its highest
+            value is kept.
           keep_last: how many of the newest steps to keep beside it.
+          notice: told what failed without harm.
+
+        Raises:
+          RunError: this process does not see the newest step of process 0.
         """
-
-        def best_fn(metrics: Mapping[str, float]) -> float:
-            return metrics[best_metric]
-
-        policies = [
-            LatestN(keep_last),
-            BestN(get_metric_fn=best_fn, n=1, keep_checkpoints_without_metrics=False),
-        ]
         self._directory = epath.Path(directory)
+        self._best_metric = best_metric
+        self._keep_last = keep_last
+        self._notice = notice
+        found = "{}"
+        if processes.is_first():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            delete_incomplete(self._directory)
+            steps = completed_steps(self._directory)
+            found = json.dumps({step: read_evaluation(directory, step) for step in steps})
+        # The complete steps, and the results of those that were evaluated.
+        self._steps: dict[int, Mapping[str, float] | None] = {
+            int(step): record
+            for step, record in json.loads(processes.text_from_first(found)).items()
+        }
+        latest = self.latest_step()
+        if latest is not None:
+            require_step(self._directory, latest)
         self._saving: int | None = None  # the step whose save was started last
-        self._failed = False
-        self._manager = _Manager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy(policies),
-                # Only for Orbax to store the metrics, which the policy reads in later sessions.
-                best_fn=best_fn,
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
-            ),
-            item_handlers=_handlers(),
-        )
-
-    def _complete(self) -> None:
-        if processes.is_first() and self._saving is not None:
-            write_checksums(self._directory, self._saving)
+        self._failed = self._closed = False
+        self._checkpointer = ocp.AsyncCheckpointer(_handler())
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._writes: list[Future[None]] = []
+        self._summer = ThreadPoolExecutor(1, thread_name_prefix="checksums")
+        self._sums: list[Future[None]] = []
+        self._stop = threading.Event()
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
-        return self._manager.latest_step()
+        return max(list(self._steps), default=None)
 
-    def evaluated(self, step: int) -> bool:
-        """Whether a complete step was saved with evaluation results."""
-        return self._manager.metrics(step) is not None
+    def evaluation(self, step: int) -> Mapping[str, float] | None:
+        """The results that were added to a complete step, or None."""
+        return self._steps.get(step)
 
-    def save(
-        self,
-        step: int,
-        arrays: Mapping[str, Any],
-        description: Mapping[str, Any],
-        metrics: Mapping[str, float] | None = None,
-    ) -> None:
+    def save(self, step: int, arrays: Mapping[str, Any], description: Mapping[str, Any]) -> None:
         """Starts to save a step; returns when the arrays are copied, and may be donated.
 
         Args:
-          step: optimiser steps done. A step that is there already is left as it is, except that
-            one without evaluation results is replaced by one with them.
+          step: optimiser steps done. A step that is there already is left as it is.
           arrays: trees by item name, those of `ARRAYS` that there are.
           description: what JSON can hold.
-          metrics: evaluation results, for keeping the best.
 
         Raises:
           RunError: this save or an earlier one failed; earlier complete steps are untouched.
@@ -109,22 +118,79 @@ class Checkpoints:
         }
         items[DESCRIPTION] = ocp.args.JsonSave(dict(description))
         self.wait()  # as Orbax would, but then its error is known to be that of the step before
+        if step in self._steps:
+            return
         self._saving = step
-        try:
-            self._check_space(arrays)
-            if metrics is not None and step in self._manager.all_steps():
-                if self.evaluated(step):
-                    return
-                self._manager.delete(step)
-            retrying(
-                lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+
+        def start() -> None:
+            # `force`: a folder of that name is none of a complete step, and is in nobody's way.
+            self._checkpointer.save(
+                self._directory / str(step), args=ocp.args.Composite(**items), force=True
             )
+
+        try:
+            retrying(lambda: self._check_space(arrays))
+            # All processes call it equally often, so that none may try again by itself.
+            retrying(start) if jax.process_count() == 1 else start()
         except Exception as error:
             raise self._failure(error) from error
+        self._writes = [self._writer.submit(self._finish, step)]
+
+    def _finish(self, step: int) -> None:
+        self._checkpointer.wait_until_finished()
+        self._steps[step] = None
+        self._sums = [
+            *(s for s in self._sums if not s.done()),
+            self._summer.submit(self._sum, step),
+        ]
+        self._delete_old()
+
+    def _sum(self, step: int) -> None:
+        folder = self._directory / str(step)
+        try:
+            if appears(folder):
+                write_checksums(folder, self._stop)
+        except Stopped:
+            pass
+        except Exception as error:  # the step is complete all the same
+            if step in self._steps:  # and not deleted meanwhile
+                self._notice(f"step {step} has no checksums: {_reason(error)}")
+
+    def add_evaluation(self, step: int, record: Mapping[str, float]) -> None:
+        """Adds the results of an evaluation to a step, once that is complete.
+
+        Args:
+          step: complete, or being saved.
+          record: numbers by name; the same on all processes.
+        """
+        self._writes.append(self._writer.submit(self._finish_evaluation, step, dict(record)))
+
+    def _finish_evaluation(self, step: int, record: dict[str, float]) -> None:
+        if step not in self._steps:  # its save failed
+            return
+        if processes.is_first():
+            write_evaluation(self._directory, step, record)
+        self._steps[step] = record
+        self._delete_old()
+
+    def _delete_old(self) -> None:
+        """Deletes what is neither new nor best; all processes know of it, process 0 does it."""
+        scores = {
+            step: None if record is None else record.get(self._best_metric)
+            for step, record in self._steps.items()
+        }
+        for step in sorted(scores.keys() - kept_steps(scores, self._keep_last)):
+            del self._steps[step]
+            if not processes.is_first():
+                continue
+            try:
+                retrying(lambda step=step: delete_step(self._directory, step))
+            except Exception as error:  # it costs space; the next start tries again
+                self._notice(f"step {step} cannot be deleted: {_reason(error)}")
 
     def _check_space(self, arrays: Mapping[str, Any]) -> None:
         """Raises OSError if the disk is too full, before anything is half-written."""
-        if "://" in os.fspath(self._directory):  # a bucket
+        if in_bucket(self._directory):
             return
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(arrays)))
         needed = size * 5 // 4 + 2**20  # with Orbax's indices, which weigh most in small models
@@ -136,20 +202,21 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Returns when all saves are complete.
+        """Returns when all steps and evaluations are written; checksums may still be computed.
 
         Raises:
           RunError: one of them failed.
         """
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._failure(error) from error
+        self._raise(self._writes)
 
     def check(self) -> None:
         """Raises `RunError` if a save failed meanwhile; does not wait."""
+        self._raise([write for write in self._writes if write.done()])
+
+    def _raise(self, writes: list[Future[None]]) -> None:
         try:
-            self._manager.check_for_errors()
+            for write in writes:
+                write.result()
         except Exception as error:
             raise self._failure(error) from error
 
@@ -163,24 +230,37 @@ class Checkpoints:
             f"saving step {self._saving} to {self._directory} failed ({_reason(error)}); {kept}"
         )
 
-    def close(self) -> None:
-        """Waits for saves and frees threads.
+    def close(self, hurry: bool = False) -> None:
+        """Waits for what is being written and frees threads; a second time does nothing.
+
+        Args:
+          hurry: leave out checksums that are not computed within seconds.
 
         Raises:
           RunError: a save failed, and no call raised that before.
         """
+        if self._closed:
+            return
+        self._closed = True
         try:
-            self._manager.close()
+            for write in self._writes:
+                write.result()
+            wait(self._sums, _HURRY_SECONDS if hurry else None)
+            self._checkpointer.close()
         except Exception as error:
             # Each of Orbax's threads of a save that failed has an error; the first said why.
             if not self._failed:
                 raise self._failure(error) from error
+        finally:
+            self._stop.set()
+            self._writer.shutdown(wait=False)
+            self._summer.shutdown(wait=False)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """A path from anywhere: `~` is the home directory, `gs://...` stays as it is."""
     found = epath.Path(path)
-    return found if "://" in os.fspath(path) else found.expanduser().absolute()
+    return found if in_bucket(path) else found.expanduser().absolute()
 
 
 def find_step(checkpoint: epath.PathLike, which: str, best_metric: str) -> tuple[epath.Path, int]:
@@ -208,9 +288,8 @@ def find_step(checkpoint: epath.PathLike, which: str, best_metric: str) -> tuple
     if which == "latest":
         return directory, steps[-1]
     if which == "best":
-        with _reader(directory) as manager:
-            metrics = {step: manager.metrics(step) or {} for step in steps}
-        scores = {s: m[best_metric] for s, m in metrics.items() if best_metric in m}
+        records = {step: read_evaluation(directory, step) or {} for step in steps}
+        scores = {s: r[best_metric] for s, r in records.items() if best_metric in r}
         if not scores:
             raise InputError(f"no checkpoint in {checkpoint} has the metric `{best_metric}`")
         return directory, max(scores, key=lambda step: (scores[step], step))
@@ -238,8 +317,8 @@ def restore(directory: epath.PathLike, step: int, abstract: Mapping[str, Any]) -
         of `params` is named.
     """
     folder = epath.Path(directory) / str(step)
-    with _reader(directory) as manager:
-        metadata = manager.item_metadata(step)
+    with ocp.Checkpointer(_handler()) as reader:
+        metadata = reader.metadata(folder).item_metadata
         for name in sorted(abstract, key=ARRAYS.index):
             if metadata.get(name) is None:
                 raise InputError(f"the checkpoint {folder} has no `{name}`")
@@ -247,32 +326,30 @@ def restore(directory: epath.PathLike, step: int, abstract: Mapping[str, Any]) -
                 tree.flatten_with_names(metadata[name]), tree.flatten_with_names(abstract[name])
             )
             if difference is not None:
-                raise InputError(
-                    f"the checkpoint {folder} belongs to another model: in `{name}`, {difference}"
-                )
+                raise InputError(f"the checkpoint {folder} {_MISFIT[name]}, {difference}")
         items = {name: ocp.args.StandardRestore(value) for name, value in abstract.items()}
-        return dict(manager.restore(step, args=ocp.args.Composite(**items)))
+        return dict(reader.restore(folder, args=ocp.args.Composite(**items)))
+
+
+# What it means that an item has other arrays; `params` is looked at first.
+_MISFIT = {
+    "params": "belongs to another model: in `params`",
+    "ema": "belongs to another model: in `ema`",
+    "optimizer": "fits the model, but was written with another configuration of the optimiser"
+    " (`optim`): in `optimizer`",
+}
 
 
 def read_description(directory: epath.PathLike, step: int) -> dict[str, Any]:
     """Reads what `Checkpoints.save` was given as the description of a step."""
-    with _reader(directory) as manager:
-        args = ocp.args.Composite(**{DESCRIPTION: ocp.args.JsonRestore()})
-        return manager.restore(step, args=args)[DESCRIPTION]
+    # In the file that Orbax's handler of JSON writes.
+    return json.loads((epath.Path(directory) / str(step) / DESCRIPTION / "metadata").read_text())
 
 
-def _reader(directory: epath.PathLike) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        directory,
-        options=ocp.CheckpointManagerOptions(read_only=True),
-        item_handlers=_handlers(),
-    )
-
-
-def _handlers() -> dict[str, Any]:
+def _handler() -> ocp.CompositeCheckpointHandler:
     handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in ARRAYS}
     handlers[DESCRIPTION] = ocp.JsonCheckpointHandler()
-    return handlers
+    return ocp.CompositeCheckpointHandler(**handlers)
 
 
 def _reason(error: Exception) -> str:

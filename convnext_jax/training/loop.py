@@ -1,4 +1,4 @@
-"""The training loop: evaluate, save, take the next batch, step; and again."""
+"""The training loop: save, evaluate, take the next batch, step; and again."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,8 @@ from convnext_jax.data.pipeline import Batches
 from convnext_jax.errors import Preempted, RunError
 from convnext_jax.evaluation.evaluator import Evaluator
 from convnext_jax.processes import Preemption, compile_together, is_first
-from convnext_jax.training.reporting import Reporter
+from convnext_jax.training.mirror import Mirror
+from convnext_jax.training.reporting import Reporter, evaluation_record
 from convnext_jax.training.state import TrainState
 from convnext_jax.training.step import BATCH_HASH, METRICS
 from convnext_jax.training.watchdog import Watchdog
@@ -49,11 +50,12 @@ class Run:
       steps_per_epoch: optimiser steps.
       total_steps: of the run.
       evaluate_every: steps between evaluations; there is always one at the end.
-      save_every: steps between further saves, or None. Each evaluation is followed by a save.
+      save_every: steps between further saves, or None. What is evaluated is saved, too.
       keep_last: newest checkpoints to keep, beside the best.
       log_every: steps that one record of metrics covers.
       profile_steps: steps to profile after the first ones of this process.
       tensorboard: whether to write TensorBoard events.
+      log_parameters: whether to print each parameter, instead of their number.
       stop_at_damage: whether a damaged checkpoint ends the run, instead of the one before it being
         used.
       hang_seconds: a step that takes longer is reported with all stacks; 0: never.
@@ -79,6 +81,7 @@ class Run:
     log_every: int
     profile_steps: int
     tensorboard: bool
+    log_parameters: bool
     stop_at_damage: bool
     hang_seconds: float
     batch_hashes: bool
@@ -95,7 +98,9 @@ class Run:
         return "eval_params_top1" if self.abstract_state.ema is None else "eval_ema_top1"
 
 
-def train(run: Run, workdir: Path, directory: epath.Path, preemption: Preemption) -> TrainState:
+def train(
+    run: Run, workdir: Path, directory: epath.Path, preemption: Preemption, mirror: Mirror
+) -> TrainState:
     """Trains from the newest checkpoint of the run, or from the start, to the last step.
 
     The initial weights are, by precedence: 1. the run's own checkpoint; 2. those of the config's
@@ -106,13 +111,15 @@ def train(run: Run, workdir: Path, directory: epath.Path, preemption: Preemption
       workdir: gets `metrics.jsonl`, `tensorboard/` and, if asked for, `profile/`.
       directory: of the run's checkpoints, absolute; all processes see the same one.
       preemption: says when to save and leave.
+      mirror: copies the records at each save.
 
     Returns:
       The final state, which is also saved.
 
     Raises:
       Preempted: and the run is saved.
-      RunError: a loss that is not finite, a save that failed, or no checkpoint is whole.
+      RunError: a loss that is not finite, a save that failed, no checkpoint is whole, or this
+        process does not see the newest one.
       InputError: the run's checkpoint belongs to another model.
     """
     with contextlib.ExitStack() as stack:
@@ -121,15 +128,19 @@ def train(run: Run, workdir: Path, directory: epath.Path, preemption: Preemption
         stack.callback(checkpoints.close)
         start = checkpoints.latest_step() or 0
         state = restore_state(run, directory, start) if start else run.initialize()
+        evaluated = checkpoints.evaluation(start)
+        if evaluated is not None:  # earlier versions stored results alone
+            evaluated = {"epoch": start / run.steps_per_epoch} | dict(evaluated)
         reporter = Reporter(
             workdir,
             start_step=start,
             total_steps=run.total_steps,
+            evaluation=evaluated,
             active=is_first(),
             tensorboard=run.tensorboard,
         )
         stack.callback(reporter.close)
-        reporter.start(state.params, run.description["config"])
+        reporter.start(state.params, run.description["config"], table=run.log_parameters)
         reporter.line(run.plan)
         if run.mesh.shape["fsdp"] > 1:
             reporter.line(sharding.overview(state.params, run.state_shardings.params))
@@ -155,31 +166,32 @@ def train(run: Run, workdir: Path, directory: epath.Path, preemption: Preemption
             evaluate = step == run.total_steps or step % run.evaluate_every == 0
             save = run.save_every is not None and step % run.save_every == 0
             if step == start:
-                # What is due here was done before the checkpoint was saved, except for an
-                # evaluation that was interrupted.
-                save, evaluate = False, evaluate and start > 0 and not checkpoints.evaluated(start)
+                # What is due here was done before, except for an evaluation that was interrupted.
+                save, evaluate = False, evaluate and start > 0 and evaluated is None
             leave = step < run.total_steps and preemption.noticed()
             if evaluate or save or (leave and step > start):
                 meter.drain()
                 with meter.paused():
-                    results = None
+                    # Writing goes on beside the evaluation, and what is trained is safe from it.
+                    watchdog.beat(f"saving step {step}")
+                    checkpoints.save(step, _arrays(state), run.description)
                     # Who leaves evaluates when back: there may not be the time for it now.
                     if evaluate and not leave:
                         try:
                             results = run.evaluator(_candidates(state), before_evaluation_batch)
                             reporter.skipped(run.evaluator.skipped)
-                            reporter.evaluation(step, step / run.steps_per_epoch, results)
+                            epoch = step / run.steps_per_epoch
+                            reporter.evaluation(step, epoch, results)
+                            checkpoints.add_evaluation(step, evaluation_record(epoch, results))
                         except _EvaluationInterrupted:
                             leave = True
-                    watchdog.beat(f"saving step {step}")
-                    _save(run, checkpoints, state, step, results)
+                    mirror.push()
             if leave:
+                watchdog.beat(f"saving step {step}")
                 checkpoints.wait()
+                checkpoints.close(hurry=True)
                 how = "interrupted" if preemption.interrupted else "preempted"
-                raise Preempted(
-                    f"{how} after step {step} of {run.total_steps}, which is saved; the same"
-                    f" command goes on from there"
-                )
+                raise Preempted(f"{how} {_farewell(step, run.total_steps)}")
             if step == run.total_steps:
                 break
             watchdog.beat(f"step {step + 1}")
@@ -190,15 +202,18 @@ def train(run: Run, workdir: Path, directory: epath.Path, preemption: Preemption
             meter.waited(time.perf_counter() - began)
             if step == start:
                 began = time.perf_counter()
+                reporter.line("compiling the step")
                 train_step = compile_together(run.train_step, state, batch)
                 reporter.line(f"compiled the step in {time.perf_counter() - began:.1f} s")
+                meter.begin()
+                reporter.begin()
             state, metrics = train_step(state, batch)
-            meter.add(step + 1, metrics)
             if step == start:
                 jax.block_until_ready(metrics)
                 stack.enter_context(preemption.with_work_to_save())
                 seconds = time.perf_counter() - run.began
                 reporter.line(f"first step done {seconds:.1f} s after the start")
+            meter.add(step + 1, metrics)
             reporter.skipped(batches.skipped)
             if profile_from < profile_to and step + 1 == profile_to:
                 jax.block_until_ready(metrics)
@@ -233,21 +248,12 @@ def _candidates(state: TrainState) -> dict[str, Any]:
     return {"params": state.params} | ({} if state.ema is None else {"ema": state.ema})
 
 
-def _save(
-    run: Run,
-    checkpoints: Checkpoints,
-    state: TrainState,
-    step: int,
-    results: dict[str, dict[str, float]] | None,
-) -> None:
-    metrics = None
-    if results is not None:
-        metrics = {
-            f"eval_{name}_{key}": float(value)
-            for name, result in results.items()
-            for key, value in result.items()
-        }
-    checkpoints.save(step, _arrays(state), run.description, metrics)
+def _farewell(step: int, total_steps: int) -> str:
+    if step == 0:
+        return "before the first step; the same command starts again"
+    return (
+        f"after step {step} of {total_steps}, which is saved; the same command goes on from there"
+    )
 
 
 class _Meter:
@@ -267,6 +273,10 @@ class _Meter:
         self._values: list[np.ndarray] = []
         self._waited = 0.0
         self._record_began = time.perf_counter()
+
+    def begin(self) -> None:
+        """Says that steps begin now: what came before is in no record."""
+        self._waited, self._record_began = 0.0, time.perf_counter()
 
     def waited(self, seconds: float) -> None:
         """Notes the time that getting the next batch took."""

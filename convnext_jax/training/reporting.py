@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from convnext_jax.errors import RunError
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
+TENSORBOARD = "tensorboard"
 
 
 class Reporter:
@@ -25,6 +27,7 @@ class Reporter:
         *,
         start_step: int,
         total_steps: int,
+        evaluation: Mapping[str, float] | None = None,
         active: bool = True,
         tensorboard: bool = True,
     ) -> None:
@@ -35,6 +38,7 @@ class Reporter:
           start_step: steps already done. What was recorded after them, by a run that was killed
             before its next checkpoint, is dropped: it will be recorded again.
           total_steps: of the whole run.
+          evaluation: the record of the evaluation after `start_step`, if that is done.
           active: whether this process reports.
           tensorboard: whether to write TensorBoard events.
         """
@@ -45,10 +49,10 @@ class Reporter:
         if not active:
             return
         self._workdir = workdir
-        drop_records_after(workdir / METRICS_FILE, start_step)
+        cut_records(workdir / METRICS_FILE, start_step, evaluation)
         # Unbuffered: what is recorded is there when the process is killed.
         self._records = (workdir / METRICS_FILE).open("ab", buffering=0)
-        self._tensorboard = _TensorBoard(workdir / "tensorboard") if tensorboard else None
+        self._tensorboard = _TensorBoard(workdir / TENSORBOARD) if tensorboard else None
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
@@ -58,19 +62,24 @@ class Reporter:
             disable=not sys.stderr.isatty(),
         )
 
-    def start(self, params: Any, config: dict[str, Any]) -> None:
-        """Prints an overview of the parameters; writes `config.json`, naming keys that have
-        changed.
+    def start(self, params: Any, config: dict[str, Any], *, table: bool = False) -> None:
+        """Prints the parameters; writes `config.json`, naming keys that have changed.
 
         Args:
           params: parameter tree.
           config: the resolved config, as nested dictionaries.
+          table: each parameter with its shape, instead of their number.
         """
         if not self._active:
             return
-        from clu import parameter_overview
+        if table:
+            from clu import parameter_overview
 
-        self.line(parameter_overview.get_parameter_overview(params, include_stats=False))
+            self.line(parameter_overview.get_parameter_overview(params, include_stats=False))
+        else:
+            leaves = jax.tree.leaves(params)
+            count, size = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
+            self.line(f"parameters: {count:,} in {len(leaves)} arrays, {size / 2**20:,.1f} MiB")
         path = self._workdir / CONFIG_FILE
         if path.exists():
             before, now = flat(json.loads(path.read_text(encoding="utf-8"))), flat(config)
@@ -78,6 +87,10 @@ class Reporter:
                 if before.get(key) != now.get(key):
                     self.line(f"config changed: {key} was {before.get(key)}, is {now.get(key)}")
         replace_text(path, json.dumps(config, indent=2) + "\n")
+
+    def begin(self) -> None:
+        """Says that steps begin now: what came before does not count in the estimate of the end."""
+        self._start = (self._start[0], time.perf_counter())
 
     def advance(self, step: int) -> None:
         """Moves the progress bar to `step`."""
@@ -120,10 +133,7 @@ class Reporter:
         """Records and prints what an `Evaluator` found, for each set of parameters."""
         if not self._active:
             return
-        record = {"epoch": epoch}
-        for name, result in results.items():
-            record |= {f"eval_{name}_{key}": value for key, value in result.items()}
-        self._record(step, record)
+        self._record(step, evaluation_record(epoch, results))
         scores = ", ".join(
             f"{name} top-1 {result['top1']:.2%} (loss {result['loss']:.4f})"
             for name, result in results.items()
@@ -188,18 +198,43 @@ class _TensorBoard:
         self._thread.shutdown()
 
 
+def evaluation_record(epoch: float, results: dict[str, dict[str, float]]) -> dict[str, float]:
+    """What an `Evaluator` found for each set of parameters, as numbers by name."""
+    record = {"epoch": epoch}
+    for name, result in results.items():
+        record |= {f"eval_{name}_{key}": value for key, value in result.items()}
+    return record
+
+
+def is_evaluation(record: Mapping[str, float]) -> bool:
+    """Whether a record is of an evaluation, and not of training."""
+    return "eval_params_top1" in record
+
+
 def read_records(path: Path) -> list[dict[str, float]]:
     """Reads `metrics.jsonl`; a last line that was cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    return parse_records(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
-def drop_records_after(path: Path, step: int) -> None:
-    """Rewrites `metrics.jsonl` without the records of steps after `step`."""
-    records = read_records(path)
-    kept = [record for record in records if record["step"] <= step]
+def parse_records(text: str) -> list[dict[str, float]]:
+    """The records in the text of a `metrics.jsonl`."""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def cut_records(path: Path, step: int, evaluation: Mapping[str, float] | None) -> None:
+    """Rewrites `metrics.jsonl` as it was when the checkpoint of a step was complete.
+
+    Args:
+      path: of the file.
+      step: records of later ones go.
+      evaluation: of that step, as its checkpoint has it: it takes the place of what is recorded.
+    """
+    kept = [
+        record
+        for record in read_records(path)
+        if record["step"] < step or (record["step"] == step and not is_evaluation(record))
+    ]
+    kept += [] if evaluation is None else [{"step": step} | dict(evaluation)]
     replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 

@@ -5,7 +5,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from convnext_jax.training.reporting import METRICS_FILE, read_records, replace_text
+from convnext_jax.training.reporting import (
+    METRICS_FILE,
+    is_evaluation,
+    read_records,
+    replace_text,
+)
 
 SUMMARY_FILE = "summary.json"
 CURVES_FILE = "curves.png"
@@ -21,10 +26,11 @@ def write_summary(workdir: Path, facts: dict[str, Any]) -> dict[str, Any]:
     Returns:
       What was written: `facts`; `final` and `best`, the last evaluation and the one with the
       highest top-1, each by set of parameters; `images_per_second` and `data_wait_fraction`,
-      medians over the records but the first, which has the compilation.
+      medians over the records but the first, in which caches fill. Of a run whose records are lost
+      there is only the evaluation of its last checkpoint.
     """
     records = read_records(workdir / METRICS_FILE)
-    evaluations = [_nested(record) for record in records if "eval_params_top1" in record]
+    evaluations = [_nested(record) for record in records if is_evaluation(record)]
     speeds = [record for record in records if "images_per_second" in record]
     summary = dict(facts)
     if evaluations:
@@ -54,22 +60,28 @@ def final_line(summary: dict[str, Any], workdir: Path) -> str:
     final, which = summary["final"], summary["evaluated"]
     result, best = final[which], summary["best"]
     label = {"ema": "moving average", "params": "raw parameters"}[which]
-    return (
+    line = (
         f"{summary['model']} on {summary['dataset']}: top-1 {result['top1']:.2%} ({label}) on"
         f" {result['num_examples']} images of `{summary['eval_split']}` after {final['epoch']:g}"
-        f" epochs (best {best[which]['top1']:.2%} after {best['epoch']:g});"
-        f" {summary['images_per_second']:.0f} images/s, waiting for data"
+        f" epochs (best {best[which]['top1']:.2%} after {best['epoch']:g})"
+    )
+    if "images_per_second" not in summary:
+        return f"{line}; the records of its training are lost"
+    return (
+        f"{line}; {summary['images_per_second']:.0f} images/s, waiting for data"
         f" {summary['data_wait_fraction']:.1%} of the time; curves in {workdir / CURVES_FILE}"
     )
 
 
 def write_curves(workdir: Path, title: str) -> None:
-    """Draws loss, accuracy and learning rate over epochs into `curves.png`."""
-    import matplotlib.figure  # takes a second, and only this needs it
-
+    """Draws loss, accuracy and learning rate over epochs into `curves.png`, if there are any."""
     records = read_records(workdir / METRICS_FILE)
     training = [record for record in records if "loss" in record]
-    evaluations = [record for record in records if "eval_params_top1" in record]
+    if not training:
+        return
+    import matplotlib.figure  # takes a second, and only this needs it
+
+    evaluations = [record for record in records if is_evaluation(record)]
     sets = [("params", "raw"), ("ema", "moving average")]
     sets = [(name, label) for name, label in sets if f"eval_{name}_top1" in evaluations[-1]]
 
@@ -94,6 +106,13 @@ def write_curves(workdir: Path, title: str) -> None:
     loss.legend()
     accuracy.legend(loc="lower right")
     figure.savefig(workdir / CURVES_FILE, dpi=110)
+
+
+def is_finished(workdir: Path, total_steps: int) -> bool:
+    """Whether `summary.json` is there, of a run of so many steps or more."""
+    if not (workdir / SUMMARY_FILE).exists():
+        return False
+    return read_summary(workdir).get("final", {}).get("step", 0) >= total_steps
 
 
 def read_summary(workdir: Path) -> dict[str, Any]:

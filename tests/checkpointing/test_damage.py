@@ -2,12 +2,16 @@
 
 import shutil
 import subprocess
+import threading
+import time
 
 import jax.numpy as jnp
 import pytest
 
 from convnext_jax.checkpointing import damage, manager
 from convnext_jax.errors import RunError
+
+CHECKSUMS = "checksums.txt"
 
 
 @pytest.fixture
@@ -16,7 +20,8 @@ def directory(tmp_path):
     checkpoints = manager.Checkpoints(tmp_path / "checkpoints", best_metric="top1")
     for step in (1, 2):
         arrays = {"params": {"kernel": jnp.arange(4096.0) * step}}
-        checkpoints.save(step, arrays, {"step": step}, {"top1": 0.5})
+        checkpoints.save(step, arrays, {"step": step})
+        checkpoints.add_evaluation(step, {"top1": 0.5})
     checkpoints.close()
     return tmp_path / "checkpoints"
 
@@ -52,18 +57,13 @@ def lose_an_item(folder):
     return "params/"
 
 
-def lose_the_checksums(folder):
-    (folder / damage.CHECKSUMS).unlink()
-    return "checksums.txt is missing"
-
-
 def empty_the_checksums(folder):
-    (folder / damage.CHECKSUMS).write_text("")
+    (folder / CHECKSUMS).write_text("")
     return "checksums.txt is empty"
 
 
 def cut_the_checksums(folder):
-    path = folder / damage.CHECKSUMS
+    path = folder / CHECKSUMS
     path.write_text(path.read_text()[:100])
     return "is missing or cut off"
 
@@ -73,7 +73,6 @@ DAMAGES = [
     flip_a_bit,
     lose_a_file,
     lose_an_item,
-    lose_the_checksums,
     empty_the_checksums,
     cut_the_checksums,
 ]
@@ -84,7 +83,7 @@ def test_whole_steps_are_left_alone(directory):
     assert manager.completed_steps(directory) == [1, 2]
     for step in (1, 2):
         subprocess.run(
-            ["sha256sum", "--check", "--strict", damage.CHECKSUMS],
+            ["sha256sum", "--check", "--strict", CHECKSUMS],
             cwd=directory / str(step),
             check=True,
             capture_output=True,
@@ -98,10 +97,10 @@ def test_a_damaged_newest_step_is_named_and_moved_aside(directory, plant):
     assert sentence.startswith(f"the checkpoint of step 2 in {directory} is damaged: ")
     assert expected in sentence
     assert manager.completed_steps(directory) == [1]
-    assert (directory.parent / "damaged" / "2").is_dir()
+    assert (directory / "damaged" / "2").is_dir()
     # The place is free for the run to save step 2 again.
     checkpoints = manager.Checkpoints(directory, best_metric="top1")
-    checkpoints.save(2, {"params": {"kernel": jnp.zeros(4096)}}, {}, {"top1": 0.5})
+    checkpoints.save(2, {"params": {"kernel": jnp.zeros(4096)}}, {})
     checkpoints.close()
     assert damage.set_damaged_aside(directory, stop=True) == []
 
@@ -120,11 +119,62 @@ def test_nothing_whole_is_an_error_rather_than_a_new_start(directory):
         damage.set_damaged_aside(directory, stop=False)
 
 
-def test_a_step_damaged_twice_replaces_what_was_set_aside(directory):
+def test_what_is_damaged_again_is_set_aside_beside_what_was(directory):
     shutil.copytree(directory / "2", directory.parent / "copy")
     truncate(directory / "2")
     damage.set_damaged_aside(directory, stop=False)
+    first = sorted((directory / "damaged" / "2").rglob("*"))
     shutil.copytree(directory.parent / "copy", directory / "2")
     lose_a_file(directory / "2")
     (sentence,) = damage.set_damaged_aside(directory, stop=False)
-    assert "is missing" in sentence
+    assert "is missing" in sentence and sentence.endswith(str(directory / "damaged" / "2.2"))
+    assert sorted((directory / "damaged" / "2").rglob("*")) == first
+
+
+def test_runs_side_by_side_set_aside_separately(directory):
+    other = directory.with_name("other")
+    shutil.copytree(directory, other)
+    for place in (directory, other):
+        truncate(place / "2")
+        damage.set_damaged_aside(place, stop=False)
+        assert (place / "damaged" / "2").is_dir()
+    assert {path.name for path in directory.parent.iterdir()} == {"checkpoints", "other"}
+
+
+def test_a_step_without_checksums_is_used_and_said_to_be_unverified(directory):
+    """A run that is killed right after a save has not computed them yet."""
+    (directory / "2" / CHECKSUMS).unlink()
+    (sentence,) = damage.set_damaged_aside(directory, stop=True)
+    assert "step 2" in sentence and "is used, but not verified" in sentence
+    assert manager.completed_steps(directory) == [1, 2]
+
+
+def test_a_step_is_complete_before_anything_of_it_is_read_back(tmp_path, monkeypatch):
+    gate = threading.Event()
+    fingerprint = damage._fingerprint
+
+    def slow(*arguments):
+        gate.wait(60)
+        return fingerprint(*arguments)
+
+    monkeypatch.setattr(damage, "_fingerprint", slow)
+    checkpoints = manager.Checkpoints(tmp_path, best_metric="top1")
+    for step in (1, 2):
+        checkpoints.save(step, {"params": {"kernel": jnp.arange(9.0)}}, {})
+        checkpoints.wait()
+        assert checkpoints.latest_step() == step
+        assert not (tmp_path / str(step) / CHECKSUMS).exists()
+    gate.set()
+    checkpoints.close()
+    assert (tmp_path / "2" / CHECKSUMS).exists()
+
+
+def test_who_is_in_a_hurry_leaves_without_checksums(tmp_path, monkeypatch):
+    monkeypatch.setattr(manager, "_HURRY_SECONDS", 0.1)
+    monkeypatch.setattr(manager, "write_checksums", lambda _, stop: stop.wait(60))
+    checkpoints = manager.Checkpoints(tmp_path, best_metric="top1")
+    checkpoints.save(1, {"params": {"kernel": jnp.arange(9.0)}}, {})
+    began = time.monotonic()
+    checkpoints.close(hurry=True)
+    assert time.monotonic() - began < 30
+    assert manager.completed_steps(tmp_path) == [1]

@@ -22,8 +22,9 @@ def params(scale=1.0, width=8):
 def save(directory, steps, **options):
     checkpoints = manager.Checkpoints(directory, best_metric="top1", **options)
     for step, score in steps.items():
-        metrics = None if score is None else {"top1": score}
-        checkpoints.save(step, {"params": params(step)}, {"step": step, "tuple": (1, 2)}, metrics)
+        checkpoints.save(step, {"params": params(step)}, {"step": step, "tuple": (1, 2)})
+        if score is not None:
+            checkpoints.add_evaluation(step, {"top1": score})
     checkpoints.wait()
     checkpoints.close()
 
@@ -121,9 +122,10 @@ def test_closing_raises_only_what_was_not_raised_before(raised_before, tmp_path,
     def fail(*_):
         raise OSError("another thread's error")
 
-    monkeypatch.setattr(checkpoints._manager, "close", fail)
+    monkeypatch.setattr(checkpoints._checkpointer, "close", fail)
     if raised_before:
-        monkeypatch.setattr(checkpoints._manager, "check_for_errors", fail)
+        checkpoints._writes.append(checkpoints._writer.submit(fail))
+        checkpoints._writes[-1].exception()
         with pytest.raises(RunError):
             checkpoints.check()
         checkpoints.close()

@@ -101,7 +101,7 @@ class Kill:
             return reached() and any("tmp" in name for name in commands.saved(workdir))
 
         def evaluating() -> bool:
-            return reached() and str(self.step) not in commands.saved(workdir)
+            return reached() and not commands.evaluated(workdir, self.step)
 
         return {"save": saving, "evaluation": evaluating}.get(self.kind, reached)
 

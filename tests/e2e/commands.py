@@ -89,6 +89,11 @@ def saved(workdir):
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
+def evaluated(workdir, step):
+    """Whether a checkpoint has its evaluation's results."""
+    return (workdir / "checkpoints" / str(step) / "evaluation.json").exists()
+
+
 def start_processes(workdir, env, count, *overrides, devices=1, **kwargs):
     """Starts one run as `count` processes of `devices` virtual devices each."""
     return start_together(train_command(workdir, *overrides, **kwargs), env, count, devices)

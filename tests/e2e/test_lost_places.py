@@ -1,6 +1,8 @@
 """The data or the place of the checkpoints is lost in the middle of a run, and comes back."""
 
+import shutil
 import subprocess
+import time
 
 import pytest
 from e2e import commands
@@ -104,3 +106,48 @@ def test_the_checkpoints_become_read_only(env, tmp_path):
     assert "Read-only file system" in line
     assert "on 360 images" in said  # the newest checkpoint can still be read
     assert result.returncode == 0
+
+
+def test_the_machine_is_lost_and_the_checkpoints_are_not(env, tmp_path):
+    # Another directory stands in for a bucket; those are in test_buckets.py.
+    bucket = tmp_path / "bucket"
+    overrides = (
+        *commands.TINY,
+        "--config.num_steps=12",
+        "--config.log_every_steps=1",
+        "--config.eval_every_epochs=0.2",  # 4 steps
+        f"--config.checkpoint.dir={bucket}",
+    )
+    commands.train(tmp_path / "first", env, *overrides)
+    again = commands.train(tmp_path / "second", env, *overrides).stdout
+    assert "this run was finished before, at step 12; nothing to do" in again
+    for name in ("metrics.jsonl", "summary.json", "curves.png", "config.json"):
+        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+
+    # As checkpoints of earlier versions are, and of runs whose records could not be copied.
+    shutil.rmtree(bucket / "records")
+    again = commands.train(tmp_path / "third", env, *overrides).stdout
+    assert "the records of its training are lost" in again and "after 0.545455 epochs" in again
+    (record,) = commands.records(tmp_path / "third")
+    assert record == commands.records(tmp_path / "first")[-1]
+    assert not (tmp_path / "third" / "curves.png").exists()
+
+
+def test_checkpoints_that_processes_do_not_share(env, tmp_path):
+    # Each process has a disk of its own at the same path, in a mount namespace of its own.
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    arguments = commands.train_command(
+        tmp_path / "run", *OVERRIDES, f"--config.checkpoint.dir={disk}/checkpoints"
+    )
+    train = subprocess.list2cmdline(f"'{argument}'" for argument in arguments)
+    script = f"mount -t tmpfs -o size=50m tmpfs {disk}; {train}"
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script]
+    began = time.monotonic()
+    ends = commands.end_of(commands.start_together(command, env, 2), timeout=120)
+    assert [status for status, *_ in ends] == [2, 2], ends
+    # Two seconds of it are the patience with a disk; the rest is what every start takes.
+    assert time.monotonic() - began < 100
+    for _, _, errors in ends:
+        (line,) = (line for line in errors.splitlines() if line.startswith("error: "))
+        assert f"`checkpoint.dir` (={disk}/checkpoints) must be one place for all" in line

@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole, env, tmp_p
     (line,) = (line for line in printed.splitlines() if "is damaged" in line)
     assert f"step {STEPS}" in line and name in line
     assert "resuming after step 20" in printed
-    assert (tmp_path / "run" / "damaged" / str(STEPS)).is_dir()
+    assert (tmp_path / "run" / "checkpoints" / "damaged" / str(STEPS)).is_dir()
 
 
 def test_a_damaged_checkpoint_may_end_the_run(whole, env, tmp_path):

@@ -41,7 +41,7 @@ def test_killed_runs_end_bit_identical(env, tmp_path):
         lambda: any(
             "tmp" in name for name in commands.saved(broken)
         ),  # while a checkpoint is written
-        lambda: last_step() >= 13 and "13" not in commands.saved(broken),  # at an evaluation
+        lambda: last_step() >= 13 and not commands.evaluated(broken, 13),  # at an evaluation
         lambda: any("tmp" in name for name in commands.saved(broken)) and last_step() > 20,
     ]
     command = commands.train_command(broken, *OVERRIDES)

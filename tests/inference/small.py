@@ -60,7 +60,9 @@ def save(workdir, steps, spec=SPEC, feeding=FEEDING, names=NAMES, without=()):
     (workdir / "config.json").write_text("{}")
     checkpoints = Checkpoints(workdir / "checkpoints", best_metric="eval_ema_top1", keep_last=9)
     for step, (arrays, metrics) in steps.items():
-        checkpoints.save(step, arrays, described, metrics)
+        checkpoints.save(step, arrays, described)
+        if metrics is not None:
+            checkpoints.add_evaluation(step, metrics)
     checkpoints.wait()
     checkpoints.close()
 
