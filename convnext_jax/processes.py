@@ -39,6 +39,8 @@ _FAILURE = "convnext_jax/failure"
 # How long a process whose collective broke waits for the sentence of the one that broke it, and how
 # long process 0, which serves them, waits for the others to read it.
 _PATIENCE_SECONDS = 5
+# After how long a process says that it waits for others to join.
+_WAITING_SECONDS = 30
 # How long the slowest process may compile after the fastest.
 _COMPILING_MS = 30 * 60 * 1000
 # Errors of JAX's that no lost peer brings about.
@@ -55,8 +57,11 @@ def join() -> None:
     JAX_NUM_PROCESSES and JAX_PROCESS_ID; without them, by what JAX knows of TPU pod slices, Slurm,
     Open MPI and Kubernetes. Where nothing is found this process is alone.
 
+    Where another does not come within five minutes, JAX aborts this one (signal 6).
+
     Raises:
-      InputError: the variables are incomplete or no numbers, or the processes do not meet.
+      InputError: the variables are incomplete or no numbers.
+      PeersLost: the processes do not meet for another reason, such as a port that is in use.
     """
     if jax.distributed.is_initialized():
         return
@@ -66,7 +71,8 @@ def join() -> None:
         if not missing:
             address, count, index = values.values()
             _check_numbers(count, index)
-            jax.distributed.initialize(address, int(str(count)), int(str(index)))
+            with _saying_who_waits(f"process {index} of {count}, {address}"):
+                jax.distributed.initialize(address, int(str(count)), int(str(index)))
         elif len(missing) < len(_VARIABLES):
             raise InputError(
                 f"the environment must have all of {', '.join(_VARIABLES)} or none;"
@@ -82,7 +88,19 @@ def join() -> None:
         if len(missing) == len(_VARIABLES) and "must be called before" in str(error):
             return  # called from a program that uses JAX already, alone
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"the processes of this run do not meet: {reason}") from error
+        raise PeersLost(f"the processes of this run do not meet: {reason}") from error
+
+
+@contextlib.contextmanager
+def _saying_who_waits(who: str) -> Iterator[None]:
+    line = f"{who}: still waiting for the other processes of this run"
+    timer = threading.Timer(_WAITING_SECONDS, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _check_numbers(count: str | None, index: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -156,3 +157,27 @@ def test_variables_that_are_incomplete_are_one_sentence(env, tmp_path):
     )
     assert result.returncode == 2
     assert "missing: JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID" in result.stderr
+
+
+def test_a_process_whose_peers_do_not_come_says_so(env):
+    program = "from convnext_jax import processes; processes._WAITING_SECONDS = 1; processes.join()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=env
+        | {
+            "JAX_COORDINATOR_ADDRESS": "localhost:1",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": "1",
+        },
+        cwd=commands.ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline() == (
+            "process 1 of 2, localhost:1: still waiting for the other processes of this run\n"
+        )
+    finally:
+        process.kill()
+        process.communicate()
