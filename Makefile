@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training results-input results-scaling bench bench-check chaos rehearsal clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-scaling bench bench-check chaos rehearsal clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -38,6 +38,10 @@ results-converting: .venv/.test
 # Trains small runs with the whole recipe, and writes what came out into docs/training.md.
 results-training: .venv/.test
 	$(BIN)/python -m benchmarks.training
+
+# Trains in bfloat16 beside float32, and writes how far they are apart into docs/training.md.
+results-bfloat16: .venv/.test
+	$(BIN)/python -m benchmarks.bfloat16
 
 # Measures the input pipeline beside timm's, and writes it into docs/performance.md.
 results-input: .venv/.test
