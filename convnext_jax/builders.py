@@ -57,6 +57,7 @@ def build_run(config: Config, began: float) -> Run:
     transform = TrainTransform(
         model.preprocessing.input_size,
         crop=config.data.crop,
+        scale=(config.data.crop_scale, 1.0),
         flip=config.data.flip,
         auto_augment=config.augment.auto_augment,
         color_jitter=config.augment.color_jitter,

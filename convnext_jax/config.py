@@ -44,6 +44,7 @@ class DataConfig:
     eval_batch: int | None = None  # over all devices; None: as many as the step takes at once
     image_size: int | None = None  # pixels; None: the variant's
     crop: str = "random_resized"  # or padded: 4 pixels of black around, for small images
+    crop_scale: float = 0.08  # least area of the random resized crop; the largest is all of it
     exif: bool = False  # turn images as their EXIF orientation says, which the reference does not
     flip: float = 0.5  # probability of a horizontal flip
     eval_crop: float | None = None  # centre share of the resized image's side; None: the variant's
@@ -76,6 +77,7 @@ class OptimConfig:
     lr: float = 4e-3
     min_lr: float = 1e-6
     warmup_epochs: float = 20.0
+    warmup_steps: int | None = None  # takes the place of `warmup_epochs`
     weight_decay: float = 0.05
     weight_decay_end: float | None = None  # follows a cosine to this; None: stays as it is
     layer_decay: float = 1.0  # of the learning rate, from the head to the stem; 1: none
@@ -152,10 +154,15 @@ class Config:
         total = self.num_steps
         if total is None:
             total = max(round(self.num_epochs * per_epoch), 1)
-        warmup = round(self.optim.warmup_epochs * per_epoch)
+        steps = self.optim.warmup_steps
+        warmup = round(self.optim.warmup_epochs * per_epoch) if steps is None else steps
         if self.num_steps is not None:
             # A run cut short to try something out still goes through its schedule.
             warmup = min(warmup, total)
+        if warmup > total and steps is not None:
+            raise InputError(
+                f"`optim.warmup_steps` (={steps}) must be at most those of the run (={total})"
+            )
         if warmup > total:
             raise InputError(
                 f"`optim.warmup_epochs` (={self.optim.warmup_epochs}) must be at most `num_epochs`"
@@ -289,6 +296,7 @@ def _check_ranges(config: Config) -> None:
         value = getattr(data, key)
         check(f"data.{key}", value is None or value > 0, "be positive, or None")
     check("data.crop", data.crop in ("random_resized", "padded"), "be random_resized or padded")
+    check("data.crop_scale", 0 < data.crop_scale <= 1, "lie in (0, 1]")
     check("data.flip", 0 <= data.flip <= 1, "lie in [0, 1]")
     check("data.eval_crop", data.eval_crop is None or 0 < data.eval_crop <= 1, "lie in (0, 1]")
     check("data.workers", data.workers >= -1, "not be negative, except for -1")
@@ -298,6 +306,8 @@ def _check_ranges(config: Config) -> None:
     check("optim.lr", optim.lr > 0, "be positive")
     check("optim.min_lr", 0 <= optim.min_lr <= optim.lr, "lie in [0, optim.lr]")
     check("optim.warmup_epochs", optim.warmup_epochs >= 0, "not be negative")
+    warmup = optim.warmup_steps
+    check("optim.warmup_steps", warmup is None or warmup >= 0, "not be negative, or None")
     check("optim.weight_decay", optim.weight_decay >= 0, "not be negative")
     end = optim.weight_decay_end
     check("optim.weight_decay_end", end is None or end >= 0, "not be negative, or None")

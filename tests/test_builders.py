@@ -9,7 +9,7 @@ from flax import nnx
 
 from convnext_jax import builders, sharding, tree
 from convnext_jax.checkpointing.manager import Checkpoints
-from convnext_jax.config import Config, ModelConfig
+from convnext_jax.config import Config, ModelConfig, from_dict
 from convnext_jax.convert.write import export
 from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
 from convnext_jax.models.variants import Preprocessing
@@ -87,3 +87,15 @@ def test_without_init_from_the_weights_follow_from_the_seed(saved):
     one, two = initial(None, 3), initial(None, 3)
     jax.tree.map(np.testing.assert_array_equal, one, two)
     assert np.std(one["stages/0/0/pwconv1/kernel"]) == pytest.approx(0.02, rel=0.2)
+
+
+def test_a_runs_crops_are_as_large_as_its_config_says(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(builders, "train_batches", lambda source, to, **kw: given.append(to))
+    data = {"name": "digits", "dir": str(tmp_path), "eval_split": "test", "image_size": 32}
+    data |= {"global_batch": 64, "crop_scale": 0.35}
+    model = {"name": "convnext_atto"} | SIZES
+    config = from_dict({"data": data, "model": model, "optim": {"warmup_steps": 5}})
+    run = builders.build_run(config, 0.0)
+    run.batches(0)
+    assert given[0].scale == (0.35, 1.0)

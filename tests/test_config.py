@@ -55,6 +55,8 @@ def test_defaults_survive_the_round_trip_through_config_dict_and_json():
         ("model.dtype", "float16", r"`model.dtype` \(='float16'\) must be float32 or bfloat16"),
         ("model.drop_path", 1.0, r"`model.drop_path` \(=1.0\) must lie in \[0, 1\)"),
         ("data.crop", "centre", r"`data.crop` \(='centre'\) must be random_resized or padded"),
+        ("data.crop_scale", 0.0, r"`data.crop_scale` \(=0.0\) must lie in \(0, 1\]"),
+        ("optim.warmup_steps", -1, r"`optim.warmup_steps` \(=-1\) must not be negative, or None"),
         ("data.eval_crop", 0.0, r"`data.eval_crop` \(=0.0\) must lie in \(0, 1\]"),
         ("optim.lr", float("nan"), r"`optim.lr` \(=nan\) must be finite"),
         ("optim.min_lr", 1.0, r"`optim.min_lr` \(=1.0\) must lie in \[0, optim.lr\]"),
@@ -87,6 +89,15 @@ def test_epochs_become_steps_as_in_the_reference():
     steps = resolve(load("imagenet1k", "tiny")).steps(1_281_167)
     assert (steps.per_epoch, steps.total, steps.warmup) == (312, 93_600, 6_240)
     assert steps.evaluate_every == 312
+
+
+def test_warmup_may_be_given_in_steps():
+    config = from_dict({"num_epochs": 2.0, "optim": {"warmup_steps": 100}})
+    assert config.steps(1_281_167).warmup == 100
+    assert from_dict({"optim": {"warmup_steps": 0}}).steps(1_281_167).warmup == 0
+    config = from_dict({"num_epochs": 2.0, "optim": {"warmup_steps": 700}})
+    with pytest.raises(InputError, match=r"`optim.warmup_steps` \(=700\) must be .* \(=624\)"):
+        config.steps(1_281_167)
 
 
 def test_a_run_cut_short_keeps_its_warmup_within_it():
