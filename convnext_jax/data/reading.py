@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 from convnext_jax.data import workers as worker_processes
-from convnext_jax.errors import InputError
+from convnext_jax.errors import InputError, RunError
 
 Batch = dict[str, np.ndarray]
 
@@ -117,8 +117,8 @@ class Reader:
                         return
             self._pass_on(StopIteration())
         except BaseException as error:
-            self._failure = error
-            self._pass_on(error)
+            self._failure = _in_words(error)
+            self._pass_on(self._failure)
 
     def _batches(self, pieces: Any) -> Iterator[Batch]:
         """Joins pieces, whose shared memory is free as soon as they are copied."""
@@ -145,6 +145,19 @@ class Reader:
             with contextlib.suppress(queue.Full):
                 self._ready.put(item, timeout=_LOOK_SECONDS)
                 return
+
+
+def _in_words(error: BaseException) -> BaseException:
+    """Grain's error about a worker that is gone, as a sentence; any other as it is."""
+    status = str(error).partition("terminated unexpectedly with exit code ")[2]
+    if not isinstance(error, RuntimeError) or not status:
+        return error
+    found = RunError(
+        f"a decoding worker was killed (exit status {status.split()[0].rstrip('.')}), perhaps for"
+        f" want of memory, which fewer `data.workers` need less of"
+    )
+    found.__cause__ = error
+    return found
 
 
 def _in_workers(dataset: Any, workers: int) -> Any:
