@@ -98,7 +98,9 @@ class Kill:
             return commands.last_step(workdir) >= self.step
 
         def saving() -> bool:
-            return reached() and any("tmp" in name for name in commands.saved(workdir))
+            # Not while an old one is deleted, which has such a name too.
+            names = [name for name in commands.saved(workdir) if "deleted" not in name]
+            return reached() and any("tmp" in name for name in names)
 
         def evaluating() -> bool:
             return reached() and not commands.evaluated(workdir, self.step)
