@@ -176,7 +176,7 @@ def describe_devices(machine: Machine) -> list[Any]:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
-            "the TPU compiler must be installed: pip install 'convnext_jax[plan]', on Linux"
+            "the TPU compiler must be installed: pip install '.[plan]', on Linux"
         ) from error
     try:
         found = topologies.get_topology_desc(

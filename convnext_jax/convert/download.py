@@ -1,5 +1,7 @@
 """Weights from the Hugging Face Hub and from URLs, kept in a cache and checked."""
 
+import contextlib
+import fcntl
 import hashlib
 import http.client
 import os
@@ -135,6 +137,20 @@ def from_url(url: str, directory: Path | None = None) -> Path:
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # The processes of a run want the same file at the same time.
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        if not path.exists():
+            _download(url, path)
+    finally:
+        os.close(folder)
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    """Downloads a URL's file to `path`, as `from_url` says."""
     for attempt in range(_ATTEMPTS):
         try:
             part = _fetch(url, path)
@@ -147,7 +163,7 @@ def from_url(url: str, directory: Path | None = None) -> Path:
                     f"{url} did not arrive after {_ATTEMPTS} attempts: {_line(error)}; what came"
                     f" is kept in {path.parent}, and the same command goes on from there"
                 ) from error
-    found, expected = sha256_of(part), hash_in_name(name)
+    found, expected = sha256_of(part), hash_in_name(path.name)
     if expected is not None and not found.startswith(expected):
         part.unlink()
         raise InputError(
@@ -155,7 +171,6 @@ def from_url(url: str, directory: Path | None = None) -> Path:
             f" {expected} of its name"
         )
     part.replace(path)
-    return path
 
 
 def _fetch(url: str, path: Path) -> Path:

@@ -1,6 +1,7 @@
 """What names and settings beside weights say: which published ones, fed how, for which classes."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +45,8 @@ _LICENCES = {
     "hf_dinov3, model.": "dinov3-license",
 }
 
-_PIL = {0: "nearest", 2: "bilinear", 3: "bicubic", 1: "lanczos"}
+# PIL's numbers of its filters, which Hugging Face's settings have.
+PIL_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
 def find_published(name: str, model: str, num_classes: int) -> Pretrained | None:
@@ -133,8 +135,19 @@ def _from_hf(said: Mapping[str, Any]) -> dict[str, Any]:
             fields |= {"crop_fraction": 1.0, "crop_mode": "squash"}
         elif "crop_pct" in said:
             fields["crop_fraction"] = said["crop_pct"]
-    if said.get("resample") in _PIL:
-        fields["interpolation"] = _PIL[said["resample"]]
+    crop = said.get("crop_size")
+    if said.get("do_center_crop") and isinstance(crop, Mapping) and "input_size" in fields:
+        # CLIP's processor: the sizes before and after cropping are given, each by itself.
+        resized, cut = fields["input_size"], crop["height"]
+        squash = isinstance(said["size"], Mapping) and "height" in said["size"]
+        fraction = cut / resized
+        while int(cut / fraction) < resized:  # what is resized to, without rounding
+            fraction = math.nextafter(fraction, 0)
+        fields |= {"input_size": cut, "crop_fraction": fraction}
+        fields["crop_mode"] = "squash" if squash else "center"
+    names = {number: name for name, number in PIL_FILTERS.items()}
+    if said.get("resample") in names:
+        fields["interpolation"] = names[said["resample"]]
     return fields
 
 

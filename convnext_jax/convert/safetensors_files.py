@@ -5,6 +5,7 @@ type, shape and place; and the tensors' bytes. (The library `safetensors` reads 
 bfloat16 into NumPy.)
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -80,10 +81,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
             f"{path} is truncated or damaged: by its header it has {8 + length + end} bytes, in"
             f" fact {size}"
         )
+    ordered = sorted((place[2:], name) for name, place in places.items() if place[2] < place[3])
+    for ((_, stop), name), ((start, _), following) in itertools.pairwise(ordered):
+        if start < stop:
+            raise InputError(f"{path} is damaged: `{name}` and `{following}` overlap in it")
     data = np.memmap(path, np.uint8, "r", offset=8 + length) if end else np.empty(0, np.uint8)
     tensors = {}
     for name, (dtype, shape, start, stop) in places.items():
-        if start < 0 or stop - start != math.prod(shape) * np.dtype(dtype).itemsize:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if start < 0 or min(shape, default=0) < 0 or stop - start != size:
             raise InputError(
                 f"{path} is damaged: the place of `{name}` does not fit its shape {shape}"
             )

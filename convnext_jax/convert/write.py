@@ -13,6 +13,7 @@ from convnext_jax import tree
 from convnext_jax.convert import recognise
 from convnext_jax.convert.formats import DIALECTS, Dialect
 from convnext_jax.convert.keys import ONES_AFTER, Entry, key_map
+from convnext_jax.convert.published import PIL_FILTERS
 from convnext_jax.convert.recognise import Structure
 from convnext_jax.convert.safetensors_files import write_safetensors
 from convnext_jax.convert.torch_files import write_pickle
@@ -225,12 +226,32 @@ def _hf_config(
 
 
 def _hf_preprocessor(feed: Preprocessing) -> dict[str, Any]:
-    return {
-        "image_processor_type": "ConvNextImageProcessor",
+    """The settings of the image processor that does the same.
+
+    ConvNeXt's own crops below 384 pixels only, and squashes from there on; what it cannot express
+    is written for CLIP's, which resizes and crops as it is told.
+    """
+    size = feed.input_size
+    squash, whole = feed.crop_mode == "squash", feed.crop_fraction == 1.0
+    if squash == (size >= 384) and (whole or not squash):
+        processor: dict[str, Any] = {
+            "image_processor_type": "ConvNextImageProcessor",
+            "size": {"shortest_edge": size},
+            "crop_pct": feed.crop_fraction,
+        }
+    else:
+        resized = int(size / feed.crop_fraction)
+        sides = ("height", "width") if squash else ("shortest_edge",)
+        processor = {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": dict.fromkeys(sides, resized),
+            "do_center_crop": True,
+            "crop_size": {"height": size, "width": size},
+            "do_convert_rgb": True,
+        }
+    return processor | {
         "do_resize": True,
-        "size": {"shortest_edge": feed.input_size},
-        "crop_pct": feed.crop_fraction,
-        "resample": {"bicubic": 3, "bilinear": 2}[feed.interpolation],
+        "resample": PIL_FILTERS[feed.interpolation],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -1,5 +1,6 @@
 """URLs and Hub repositories, from a server on the loopback interface."""
 
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -30,6 +31,14 @@ def test_a_download_is_kept(tmp_path):
         assert path.read_bytes() == CONTENT and path.name == f"weights-{DIGEST[:8]}.pth"
         assert from_url(url + NAMED, tmp_path) == path
         assert len(requests) == 1 and files(tmp_path) == [path.name]
+
+
+def test_several_that_want_the_same_file_download_it_once(tmp_path):
+    with serve({NAMED: Page(CONTENT)}) as (url, requests):
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            paths = list(pool.map(lambda _: from_url(url + NAMED, tmp_path), range(8)))
+        assert {path.read_bytes() == CONTENT for path in paths} == {True}
+        assert len(requests) == 1 and len(files(tmp_path)) == 1
 
 
 def test_a_broken_download_resumes(tmp_path):
