@@ -7,15 +7,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convnext_jax.inference.load import load_pretrained
     from convnext_jax.models.registry import create_model, list_models
+    from convnext_jax.weights.load import load_pretrained
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "create_model": "convnext_jax.models.registry",
     "list_models": "convnext_jax.models.registry",
-    "load_pretrained": "convnext_jax.inference.load",
+    "load_pretrained": "convnext_jax.weights.load",
 }
 
 __all__ = ["__version__", "create_model", "list_models", "load_pretrained"]

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from convnext_jax import sharding, tree
-from convnext_jax.checkpointing.manager import absolute, abstract_like, restore
+from convnext_jax.checkpointing.manager import absolute
 from convnext_jax.config import Config, DataConfig, Steps
 from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.data.pipeline import Batches, Passes, train_batches
@@ -18,23 +18,27 @@ from convnext_jax.data.sources import Dataset, check_same_classes, open_source
 from convnext_jax.data.transforms import EvalTransform, TrainTransform
 from convnext_jax.errors import InputError
 from convnext_jax.evaluation.evaluator import Evaluator
-from convnext_jax.inference.load import load
 from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
 from convnext_jax.processes import usable_cores
+from convnext_jax.starting import find_start
 from convnext_jax.step_builder import accumulation, build_step
 from convnext_jax.training.loop import Run
 from convnext_jax.training.state import TrainState
+from convnext_jax.weights.find import Weights
+from convnext_jax.weights.load import load
 
 
-def build_run(config: Config, began: float) -> Run:
+def build_run(config: Config, began: float, directory: epath.Path | None = None) -> Run:
     """Builds all that `training.loop.train` needs; opens the data, but computes nothing yet.
 
     Args:
       config: of the run.
       began: when the program did, by `time.perf_counter`.
+      directory: of its checkpoints; None: it has none that it could go on from.
 
     Raises:
-      InputError: the config does not fit the dataset, the model or the devices.
+      InputError: the config does not fit the dataset, the model, the devices, or the weights that
+        the run goes on from or starts with.
     """
     mesh = sharding.create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.slices)
     accumulation(config.data, mesh.size)  # fails before the data is opened
@@ -44,11 +48,19 @@ def build_run(config: Config, began: float) -> Run:
     )
     check_same_classes(source, held_out)
     allow_open_files([source, held_out], workers_of(config.data))
-    step = build_step(config, mesh, source.num_classes, len(source), source.class_names)
+    start = find_start(config, directory)
+    source, remarks = start.match(source, config.init_head)
+    held_out, _ = start.match(held_out, config.init_head)
+    step = build_step(
+        config, mesh, source.num_classes, len(source), source.class_names, start.feeding
+    )
     model, steps = step.model, step.steps
+    remarks += start.remarks(config, steps, len(source))
+    weights = [start.weights]
 
     def initialize() -> TrainState:
-        params = initial_params(config, model.spec, mesh)
+        # Taken out, as they may be read into this process's memory, which a run has better use for.
+        params = initial_params(config, model.spec, mesh, weights.pop())
         state_from = jax.jit(
             step.initial_state, out_shardings=step.state_shardings, donate_argnums=0
         )
@@ -99,6 +111,7 @@ def build_run(config: Config, began: float) -> Run:
                 describe_plan(config, mesh, steps, len(source), len(held_out)),
                 *source.notes,
                 *held_out.notes,
+                *remarks,
             ]
         ),
         global_batch=config.data.global_batch,
@@ -114,46 +127,44 @@ def build_run(config: Config, began: float) -> Run:
     )
 
 
-def initial_params(config: Config, spec: ModelSpec, mesh: Mesh) -> Any:
+def initial_params(config: Config, spec: ModelSpec, mesh: Mesh, weights: Weights | None) -> Any:
     """The parameters that a run starts with: those of `init_from`, or random ones.
 
     Args:
-      config: names the weights to start from. Their head is left out, for a random one, where they
-        are for another number of classes or the config says so.
+      config: of the run. The head of the weights is left out, for a random one, where they are for
+        another number of classes or the config says so.
       spec: the model.
       mesh: where the parameters go, each straight to its place.
+      weights: what `init_from` names; None: nothing.
 
     Raises:
-      InputError: there are no such weights, or they are another model's.
+      InputError: the weights are another model's.
     """
     key = jax.random.key(config.seed)
-    if config.init_from is None:
+    if weights is None:
         shardings = sharding.parameter_shardings(spec.abstract_params(), mesh)
         draw = jax.jit(lambda key: params_of(spec.create(nnx.Rngs(key))), out_shardings=shardings)
         return draw(key)
+    name, found = f"`init_from` (={config.init_from})", weights.description.spec.name
+    if found != spec.name:
+        raise InputError(f"{name} must hold weights of {spec.name}, and has those of {found}")
     try:
-        found = load(
-            config.init_from,
+        loaded = load(
+            weights,
             spec.num_classes,
-            ema=config.init_ema,
             head=config.init_head,
             rngs=nnx.Rngs(key),
             mesh=mesh,
             **spec.overrides,
         )
     except InputError as error:
-        raise InputError(f"`init_from` (={config.init_from}) cannot be used: {error}") from error
-    if found.spec.name != spec.name:
-        raise InputError(
-            f"`init_from` (={config.init_from}) must hold weights of {spec.name}, and has those of"
-            f" {found.spec.name}"
-        )
-    params = params_of(found.model)
+        raise InputError(f"{name} cannot be used: {error}") from error
+    params = params_of(loaded.model)
     difference = tree.first_difference(
         tree.flatten_with_names(params), tree.flatten_with_names(spec.abstract_params())
     )
     if difference is not None:
-        raise InputError(f"`init_from` (={config.init_from}) does not fit the model: {difference}")
+        raise InputError(f"{name} does not fit the model: {difference}")
     return params
 
 
@@ -222,27 +233,20 @@ def workers_of(config: DataConfig) -> int:
     return usable_cores() if config.workers == -1 else config.workers
 
 
-def restore_params(spec: ModelSpec, place: tuple[epath.Path, int], item: str, mesh: Mesh) -> Any:
-    """Reads one set of a checkpoint's parameters.
-
-    Args:
-      spec: of the model.
-      place: directory of checkpoints and step, from `find_step`.
-      item: `params` or `ema`.
-      mesh: where they go.
-
-    Raises:
-      InputError: the checkpoint does not have them.
-    """
-    shapes = spec.abstract_params()
-    abstract = abstract_like(shapes, sharding.parameter_shardings(shapes, mesh))
-    return restore(*place, {item: abstract})[item]
-
-
 def checkpoint_dir(config: Config, workdir: Path) -> epath.Path:
     """Where a run's checkpoints lie, absolute; `workdir` is absolute too."""
     chosen = config.checkpoint.dir
     return epath.Path(workdir / "checkpoints") if chosen is None else absolute(chosen)
+
+
+def workdir_path(workdir: str) -> Path:
+    """The absolute path of a run's directory, which need not be there; InputError for a bucket."""
+    if "://" in workdir:
+        raise InputError(
+            f"`--workdir` (={workdir}) must be a directory on a disk; checkpoints go to a bucket"
+            f" with `--config.checkpoint.dir={workdir}`"
+        )
+    return Path(workdir).expanduser().absolute()
 
 
 def prepare_workdir(workdir: str) -> Path:
@@ -251,12 +255,7 @@ def prepare_workdir(workdir: str) -> Path:
     Raises:
       InputError: it cannot be created or written, or lies in a bucket.
     """
-    if "://" in workdir:
-        raise InputError(
-            f"`--workdir` (={workdir}) must be a directory on a disk; checkpoints go to a bucket"
-            f" with `--config.checkpoint.dir={workdir}`"
-        )
-    path = Path(workdir).expanduser().absolute()
+    path = workdir_path(workdir)
     require_writable("--workdir", epath.Path(path))
     return path
 

@@ -21,3 +21,10 @@ IMAGE_EXTENSIONS = (
     ".tiff",
     ".webp",
 )
+
+# How users read which of a run's or a file's parameters were taken.
+PARAMETERS = {
+    "ema": "moving average",
+    "params": "raw parameters",
+    "file": "parameters as in the file",
+}

@@ -1,6 +1,7 @@
-"""Evaluates a checkpoint: `python -m convnext_jax.evaluate --checkpoint WORKDIR [--ema]`.
+"""Evaluates weights: `python -m convnext_jax.evaluate --checkpoint WORKDIR`.
 
 A checkpoint says itself what model it is and how its images are prepared; no config file is needed.
+What else can be evaluated, and which of its parameters are, says `weights/find.py`.
 """
 
 from convnext_jax import interrupts
@@ -14,17 +15,18 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
 
-from convnext_jax import builders, processes, sharding
-from convnext_jax.checkpointing.manager import find_step, read_description
+from convnext_jax import builders, processes, sharding, starting
 from convnext_jax.config import from_dict
+from convnext_jax.constants import PARAMETERS
 from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.data.sources import open_source
 from convnext_jax.errors import InputError, exit_in_one_sentence
-from convnext_jax.models.spec import ModelDescription
+from convnext_jax.weights.find import NAMES, add_choices, find
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,9 +34,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         prog="python -m convnext_jax.evaluate", description="Evaluate a checkpoint."
     )
-    parser.add_argument("--checkpoint", required=True, help="workdir of a run, or one step in it")
-    parser.add_argument("--step", default="latest", help="latest (default), best, or a number")
-    parser.add_argument("--ema", action="store_true", help="the moving average of the parameters")
+    parser.add_argument("--checkpoint", required=True, help=NAMES)
+    add_choices(parser)
     parser.add_argument("--dataset", help="TFDS name (default: what the run evaluated on)")
     parser.add_argument("--data_dir", help="TFDS data directory (default: the run's)")
     parser.add_argument("--split", help="default: what the run evaluated on")
@@ -51,18 +52,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
-def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluates what the arguments name; returns what is printed.
 
     Raises:
       InputError: the checkpoint or the dataset is not there, or they do not fit each other.
     """
-    item = "ema" if arguments.ema else "params"
-    place = find_step(arguments.checkpoint, arguments.step, f"eval_{item}_top1")
-    described = read_description(*place)
-    model = ModelDescription.from_json(described)
+    weights = find(arguments.checkpoint, step=arguments.step, ema=arguments.ema)
+    starting.check_same(f"`--checkpoint` (={arguments.checkpoint})", weights)
+    model = weights.description
     # A run says what it evaluated on; converted weights do not.
-    values = described.get("config", {"data": {"name": arguments.dataset, "global_batch": 64}})
+    values = weights.config or {"data": {"name": arguments.dataset, "global_batch": 64}}
     given = {
         "name": arguments.dataset,
         "dir": arguments.data_dir,
@@ -78,11 +78,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
     source = open_source(data.name, data.eval_split, data.dir, exif=model.preprocessing.exif)
     for note in source.notes if processes.is_first() else ():
         print(note, file=sys.stderr)
-    if source.num_classes != model.spec.num_classes:
-        raise InputError(
-            f"dataset `{data.name}` has {source.num_classes} classes, but the checkpoint's"
-            f" model has {model.spec.num_classes}"
-        )
+    source, remarks = starting.with_labels_of(model, source, str(weights))
     allow_open_files([source], builders.workers_of(data))
     evaluator = builders.build_evaluator(
         model,
@@ -93,8 +89,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
         option="--on_error",
         batch_option="--batch_size",
     )
-    params = builders.restore_params(model.spec, place, item, mesh)
-    results = evaluator({item: params})[item]
+    results = evaluator({weights.parameters: weights.read(mesh)})[weights.parameters]
     evaluator.close()
     for reason in evaluator.skipped.values():
         print(f"skipped: {reason}", file=sys.stderr)
@@ -103,10 +98,12 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, float | str | int]:
         write_confusion(Path(arguments.confusion), confusion, source.class_names)
     return {
         "model": model.spec.name,
-        "step": place[1],
-        "parameters": item,
+        "step": weights.step,
+        "weights": str(weights),
+        "parameters": weights.parameters,
         "dataset": data.name,
         "split": data.eval_split,
+        "notes": remarks,
     } | results
 
 
@@ -150,12 +147,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(json.dumps(results))
         else:
             left_out = f" ({results['num_skipped']} skipped)" if results["num_skipped"] else ""
+            which = PARAMETERS[results["parameters"]]
             print(
-                "{model}, step {step} ({parameters}), on {num_examples} images{left_out} of"
-                " {dataset} `{split}`: top-1 {top1:.3%}, top-5 {top5:.3%}, loss {loss:.4f}".format(
-                    left_out=left_out, **results
+                "{model}, {weights} ({which}), on {num_examples} images{left_out} of {dataset}"
+                " `{split}`: top-1 {top1:.3%}, top-5 {top5:.3%}, loss {loss:.4f}".format(
+                    which=which, left_out=left_out, **results
                 )
             )
+            for note in results["notes"]:
+                print(f"note: {note}")
 
 
 if __name__ == "__main__":

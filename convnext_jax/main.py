@@ -40,9 +40,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; continued
 
 def run(config: Config, place: str, preemption: processes.Preemption) -> None:
     """Trains to the end and leaves `summary.json` and `curves.png`, unless that is done already."""
-    job = builders.build_run(config, _BEGAN)
+    directory = builders.checkpoint_dir(config, builders.workdir_path(place))
+    job = builders.build_run(config, _BEGAN, directory)
     workdir = builders.prepare_workdir(place)
-    directory = builders.checkpoint_dir(config, workdir)
     mirror = Mirror(workdir, directory, active=processes.is_first())
     start, finished = 0, False
     # Process 0 may be the only one that sees its workdir.

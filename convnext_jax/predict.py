@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from convnext_jax.constants import IMAGE_EXTENSIONS
+from convnext_jax.constants import IMAGE_EXTENSIONS, PARAMETERS
 from convnext_jax.errors import InputError, RunError, exit_in_one_sentence
-from convnext_jax.inference.load import load
 from convnext_jax.inference.predictor import Failure, Prediction, Predictor
+from convnext_jax.weights.find import NAMES, add_choices
+from convnext_jax.weights.load import load
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -33,17 +34,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="python -m convnext_jax.predict", description="Classify images, or embed them."
     )
     parser.add_argument("images", nargs="+", help="files, and folders to search for images")
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        help="workdir of a run, one step in it, PyTorch weights, or a name of published weights",
-    )
-    parser.add_argument("--step", default="latest", help="latest (default), best, or a number")
-    parser.add_argument(
-        "--ema",
-        action=argparse.BooleanOptionalAction,
-        help="the moving average of the parameters (default: if the checkpoint has one)",
-    )
+    parser.add_argument("--checkpoint", required=True, help=NAMES)
+    add_choices(parser)
     parser.add_argument("--top", type=int, default=5, help="classes to give (default: 5)")
     parser.add_argument("--batch_size", type=int, default=32, help="images at once (default: 32)")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each image")
@@ -100,15 +92,22 @@ def predict(arguments: argparse.Namespace) -> bool:
     predictor = Predictor(
         loaded.model, loaded.preprocessing, loaded.class_names, batch_size=arguments.batch_size
     )
+    which = PARAMETERS[loaded.weights.parameters]
     if output is not None:
-        return _embed(predictor, images, output, arguments.json)
+        return _embed(predictor, images, output, which, arguments.json)
     complete = True
-    for path, result in zip(images, predictor.predictions(images, arguments.top), strict=True):
+    results = predictor.predictions(images, arguments.top)
+    if not arguments.json:
+        print(f"{loaded.spec.name}, {loaded.weights} ({which}):")
+    for path, result in zip(images, results, strict=True):
         if isinstance(result, Failure):
             print(f"error: {result.error}", file=sys.stderr)
             complete = False
         if arguments.json:
-            print(json.dumps({"image": path} | _as_json(result)), flush=True)
+            row = {"image": path} | _as_json(result)
+            if not isinstance(result, Failure):
+                row["parameters"] = loaded.weights.parameters
+            print(json.dumps(row), flush=True)
         elif not isinstance(result, Failure):
             print(_as_table(path, result), flush=True)
     return complete
@@ -145,7 +144,9 @@ def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
-def _embed(predictor: Predictor, images: list[str], output: Path, as_json: bool) -> bool:
+def _embed(
+    predictor: Predictor, images: list[str], output: Path, which: str, as_json: bool
+) -> bool:
     """Writes an archive with `embeddings` [N, D], `paths` [N], and `failed` paths with `errors`."""
     vectors, errors = predictor.embed(images)
     for sentence in errors.values():
@@ -167,11 +168,18 @@ def _embed(predictor: Predictor, images: list[str], output: Path, as_json: bool)
         raise RunError(f"writing {output} failed: {error}") from error
     finally:
         part.unlink(missing_ok=True)
-    written = {"output": str(output), "images": len(good), "size": vectors.shape[1]}
+    written = {
+        "output": str(output),
+        "images": len(good),
+        "size": vectors.shape[1],
+        "parameters": which,
+    }
     print(
         json.dumps(written)
         if as_json
-        else "{output}: embeddings of {images} images, {size} numbers each".format(**written)
+        else "{output}: embeddings of {images} images, {size} numbers each ({parameters})".format(
+            **written
+        )
     )
     return not errors
 

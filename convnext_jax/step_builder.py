@@ -55,6 +55,7 @@ def build_step(
     num_classes: int,
     num_examples: int,
     class_names: tuple[str, ...] | None = None,
+    feeding: Preprocessing | None = None,
 ) -> TrainingStep:
     """Builds the training step; nothing is compiled or computed yet.
 
@@ -64,13 +65,15 @@ def build_step(
       num_classes: labels lie in [0, num_classes).
       num_examples: of the training split, by which epochs become steps.
       class_names: name of each class, by label; None: unknown.
+      feeding: of the weights that the run starts from, whose mean and standard deviation it keeps;
+        None: those of the model's variant.
 
     Raises:
       InputError: the config does not fit the dataset, the model or the devices.
     """
     accumulation_steps = accumulation(config.data, mesh.size)
     steps = config.steps(num_examples)
-    model = describe_model(config, num_classes, class_names)
+    model = describe_model(config, num_classes, class_names, feeding)
     learning_rate = warmup_cosine(
         config.optim.lr,
         total_steps=steps.total,
@@ -166,7 +169,10 @@ def model_spec(config: ModelConfig, num_classes: int) -> ModelSpec:
 
 
 def describe_model(
-    config: Config, num_classes: int, class_names: tuple[str, ...] | None
+    config: Config,
+    num_classes: int,
+    class_names: tuple[str, ...] | None,
+    feeding: Preprocessing | None = None,
 ) -> ModelDescription:
     """The model of a run, whose images are evaluated as the reference does at their size."""
     variant = get_variant(config.model.name)
@@ -177,8 +183,8 @@ def describe_model(
         crop_fraction=1.0 if warp else config.data.eval_crop or variant.crop_fraction,
         crop_mode="squash" if warp else "center",
         interpolation="bicubic",
-        mean=variant.mean,
-        std=variant.std,
+        mean=(feeding or variant).mean,
+        std=(feeding or variant).std,
         exif=config.data.exif,
     )
     return ModelDescription(model_spec(config.model, num_classes), preprocessing, class_names)

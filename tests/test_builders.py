@@ -13,6 +13,7 @@ from convnext_jax.config import Config, ModelConfig, from_dict
 from convnext_jax.convert.write import export
 from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
 from convnext_jax.models.variants import Preprocessing
+from convnext_jax.starting import find_start
 from convnext_jax.step_builder import model_spec
 
 SIZES = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
@@ -40,7 +41,8 @@ def initial(folder, num_classes):
     config = dataclasses.replace(Config(), init_from=folder and str(folder), model=model)
     spec = model_spec(config.model, num_classes)
     mesh = sharding.create_mesh()
-    return tree.flatten_with_names(builders.initial_params(config, spec, mesh))
+    weights = find_start(config, None).weights
+    return tree.flatten_with_names(builders.initial_params(config, spec, mesh, weights))
 
 
 def test_the_same_classes_keep_the_head_and_the_average_comes_first(saved):
@@ -64,7 +66,8 @@ def test_the_parameters_are_split_as_the_run_splits_them(kind, tmp_path):
     if kind == "file":
         export(params, spec.name, "timm", source)
     config = dataclasses.replace(Config(), init_from=source and str(source))
-    found = builders.initial_params(config, spec, sharding.create_mesh(fsdp=4))
+    weights = find_start(config, None).weights
+    found = builders.initial_params(config, spec, sharding.create_mesh(fsdp=4), weights)
     large = found["stages"][3][0]["pwconv1"]["kernel"]
     assert large.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp")
     if kind is not None:

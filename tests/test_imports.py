@@ -29,10 +29,12 @@ RANKS = {
     "checkpointing": 2,
     "convert": 2,
     "evaluation": 3,
-    "inference": 3,
+    "weights": 3,
+    "inference": 4,
     "training": 4,
     "config": 5,
     "step_builder": 5,
+    "starting": 5,
     "builders": 5,
     "planning": 5,
     "whole_run": 5,
@@ -43,7 +45,9 @@ RANKS = {
 }
 SIDEWAYS = {
     ("step_builder", "config"),
+    ("starting", "config"),
     ("builders", "config"),
+    ("builders", "starting"),
     ("builders", "step_builder"),
     ("planning", "config"),
     ("planning", "whole_run"),

@@ -375,7 +375,7 @@ def test_gpus_get_state_and_operations(capsys):
 
 def test_compiler_is_not_installed(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "libtpu", None)
-    with pytest.raises(InputError, match=r"pip install 'convnext_jax\[plan\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[plan\]'"):
         machines.describe_devices(parse_machine("v5e:4x4"))
 
 

@@ -278,10 +278,10 @@ def find_step(checkpoint: epath.PathLike, which: str, best_metric: str) -> tuple
       InputError: there is no such checkpoint.
     """
     directory = absolute(checkpoint)
-    if which == "latest" and directory.name.isdigit():
-        directory, which = directory.parent, directory.name
-    elif (directory / "checkpoints").is_dir():
+    if (directory / "checkpoints").is_dir():  # of a workdir, though it may be called by a number
         directory = directory / "checkpoints"
+    elif which == "latest" and directory.name.isdigit():
+        directory, which = directory.parent, directory.name
     steps = completed_steps(directory)
     if not steps:
         raise InputError(f"there is no complete checkpoint in {checkpoint}")

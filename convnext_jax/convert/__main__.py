@@ -15,22 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from absl import logging
 
-from convnext_jax import builders, sharding
-from convnext_jax.checkpointing.manager import (
-    Checkpoints,
-    completed_steps,
-    find_step,
-    read_description,
-)
+from convnext_jax import builders
+from convnext_jax.checkpointing.manager import Checkpoints
+from convnext_jax.checkpointing.steps import completed_steps
+from convnext_jax.constants import PARAMETERS
 from convnext_jax.convert.formats import FORMATS
-from convnext_jax.convert.loading import Converted, load
 from convnext_jax.convert.write import EXPORTS, export
 from convnext_jax.errors import InputError, exit_in_one_sentence
-from convnext_jax.models.spec import ModelDescription, ModelSpec
+from convnext_jax.weights.find import NAMES, Weights, add_choices, find
 
 # What a converted checkpoint says of its origin, beside what every checkpoint does.
 _ORIGIN = ("source", "format", "sha256", "licence", "notes")
@@ -41,11 +35,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         prog="python -m convnext_jax.convert", description="Convert ConvNeXt weights."
     )
-    parser.add_argument(
-        "source",
-        help="file (.pth, .pt, .bin, .safetensors, .index.json), Hugging Face folder,"
-        " hf-hub:organisation/name, URL, or a checkpoint of ours",
-    )
+    parser.add_argument("source", help=NAMES)
     parser.add_argument("output", help="checkpoint directory; with --to a file (hf: a folder)")
     parser.add_argument("--to", choices=EXPORTS, help="PyTorch format to write")
     parser.add_argument("--format", choices=FORMATS, help="format of the source")
@@ -58,8 +48,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="KEY=JSON",
         help="in what the source differs from its model, such as depths=[2,2,2,2]",
     )
-    parser.add_argument("--ema", action="store_true", help="the moving average of the weights")
-    parser.add_argument("--step", default="latest", help="of our checkpoint: latest, best, number")
+    add_choices(parser)
     parser.add_argument("--num_classes", type=int, help="a new, untrained head for so many classes")
     parser.add_argument("--in_channels", type=int, help="adapt the first layer to so many channels")
     return parser.parse_args(arguments)
@@ -76,62 +65,22 @@ def _override(text: str) -> tuple[str, Any]:
     return key, tuple(parsed) if isinstance(parsed, list) else parsed
 
 
-def load_asked(arguments: argparse.Namespace) -> Converted:
-    """Reads the weights that the arguments name.
-
-    Raises:
-      InputError: as `loading.load` and `load_checkpoint`.
-    """
-    source = Path(arguments.source)
-    if any(completed_steps(place) for place in (source, source / "checkpoints", source.parent)):
-        for option in ("format", "model", "override", "num_classes", "in_channels"):
-            if getattr(arguments, option) not in (None, []):
-                raise InputError(f"`--{option}` must not be given for a checkpoint of ours")
-        return load_checkpoint(source, arguments.step, arguments.ema)
-    return load(
+def find_asked(arguments: argparse.Namespace) -> Weights:
+    """Finds the weights that the arguments name; raises InputError as `find`."""
+    return find(
         arguments.source,
+        step=arguments.step,
+        ema=arguments.ema,
         format=arguments.format,
         model=arguments.model,
         overrides=dict(arguments.override),
         num_classes=arguments.num_classes,
         in_channels=arguments.in_channels,
-        ema=arguments.ema,
     )
 
 
-def load_checkpoint(path: Path, step: str, ema: bool) -> Converted:
-    """Reads one set of parameters of a checkpoint of ours.
-
-    Args:
-      path: as `find_step` takes it, and so `step`.
-      step: which one.
-      ema: the moving average instead of the raw parameters.
-
-    Raises:
-      InputError: there is no such checkpoint, or it has no moving average.
-    """
-    item = "ema" if ema else "params"
-    place = find_step(path, step, f"eval_{item}_top1")
-    described = read_description(*place)
-    model = ModelDescription.from_json(described)
-    params = builders.restore_params(model.spec, place, item, sharding.create_mesh())
-    return Converted(
-        model_name=model.spec.name,
-        num_classes=model.spec.num_classes,
-        overrides=dict(model.spec.overrides),
-        params=jax.tree.map(np.array, params),
-        preprocessing=model.preprocessing,
-        class_names=model.class_names,
-        source=str(path),
-        format="convnext_jax",
-        sha256=described.get("sha256", {}),
-        licence=described.get("licence"),
-        notes=(),
-    )
-
-
-def save_checkpoint(converted: Converted, output: Path) -> None:
-    """Writes converted weights as a checkpoint of ours, step 0.
+def save_checkpoint(weights: Weights, output: Path) -> None:
+    """Writes weights as a checkpoint of ours, step 0.
 
     Raises:
       InputError: there is a checkpoint already, or the directory cannot be written.
@@ -139,23 +88,23 @@ def save_checkpoint(converted: Converted, output: Path) -> None:
     directory = builders.prepare_workdir(str(output)) / "checkpoints"
     if completed_steps(directory):
         raise InputError(f"`output` (={output}) must not hold a checkpoint already")
-    spec = ModelSpec(converted.model_name, converted.num_classes, converted.overrides)
-    model = ModelDescription(spec, converted.preprocessing, converted.class_names)
-    described = model.to_json() | {key: getattr(converted, key) for key in _ORIGIN}
+    described = weights.description.to_json() | {key: weights.origin.get(key) for key in _ORIGIN}
+    described["parameters"] = weights.parameters
     checkpoints = Checkpoints(directory, best_metric="eval_params_top1")
-    checkpoints.save(0, {"params": converted.params}, described)
+    checkpoints.save(0, {"params": weights.on_host()}, described)
     checkpoints.wait()
     checkpoints.close()
 
 
-def report(converted: Converted) -> str:
-    """What a user should know of converted weights, a few lines."""
+def report(weights: Weights) -> str:
+    """What a user should know of weights, a few lines."""
+    spec, origin = weights.description.spec, weights.origin
     lines = [
-        f"{converted.source}: {converted.model_name}, {converted.num_classes} classes, in the"
-        f" format {converted.format}",
-        *(f"SHA-256 of {name}: {digest}" for name, digest in converted.sha256.items()),
-        f"licence of the weights: {converted.licence or 'unknown, ask whoever trained them'}",
-        *(f"note: {note}" for note in converted.notes),
+        f"{weights}: {spec.name}, {spec.num_classes} classes, in the format {origin['format']},"
+        f" {PARAMETERS[weights.parameters]}",
+        *(f"SHA-256 of {name}: {digest}" for name, digest in origin["sha256"].items()),
+        f"licence of the weights: {weights.licence or 'unknown, ask whoever trained them'}",
+        *(f"note: {note}" for note in origin["notes"]),
     ]
     return "\n".join(lines)
 
@@ -165,20 +114,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.set_verbosity(logging.FATAL)
     parsed = parse_arguments(arguments)
     with exit_in_one_sentence():
-        converted = load_asked(parsed)
+        weights = find_asked(parsed)
         if parsed.to is None:
-            save_checkpoint(converted, Path(parsed.output))
+            save_checkpoint(weights, Path(parsed.output))
         else:
+            found = weights.description
             export(
-                converted.params,
-                converted.model_name,
+                weights.on_host(),
+                found.spec.name,
                 parsed.to,
                 Path(parsed.output),
-                overrides=converted.overrides,
-                preprocessing=converted.preprocessing,
-                class_names=converted.class_names,
+                overrides=found.spec.overrides,
+                preprocessing=found.preprocessing,
+                class_names=found.class_names,
             )
-        print(report(converted))
+        print(report(weights))
+        if parsed.to not in (None, "hf"):
+            feeding = weights.description.preprocessing
+            print(
+                "note: this file does not say what the classes are called, nor that images are fed"
+                f" at {feeding.input_size} pixels; `--to hf` and checkpoints of ours do"
+            )
         print(f"written: {parsed.output}" + (f", in the format {parsed.to}" if parsed.to else ""))
 
 

@@ -24,6 +24,7 @@ class Converted:
       num_classes: the same; 0: there is no head.
       overrides: the same: in what the model differs from the variant.
       params: the tree of parameters, float32 NumPy arrays.
+      parameters: which of the file's they are, see `read.Source.parameters`.
       format: what the file was recognised as.
       source: file, folder, repository or URL, as it was given.
       sha256: of each file read, by its name.
@@ -37,6 +38,7 @@ class Converted:
     num_classes: int
     overrides: dict[str, Any]
     params: dict[Any, Any]
+    parameters: str
     format: str
     source: str
     sha256: dict[str, str]
@@ -54,7 +56,7 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
-    ema: bool = False,
+    ema: bool | None = None,
 ) -> Converted:
     """Reads weights, and accounts for every tensor of the file and every parameter of the model.
 
@@ -135,6 +137,7 @@ def _convert(
         num_classes=num_classes,
         overrides=overrides,
         params=tree.map_with_names(lambda name, _: arrays[name], shapes),
+        parameters=source.parameters,
         format=dialect.format,
         source=source.name,
         sha256=source.sha256,

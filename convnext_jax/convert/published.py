@@ -145,6 +145,8 @@ def _from_hf(said: Mapping[str, Any]) -> dict[str, Any]:
             fraction = math.nextafter(fraction, 0)
         fields |= {"input_size": cut, "crop_fraction": fraction}
         fields["crop_mode"] = "squash" if squash else "center"
+    if said:
+        fields["exif"] = True  # transformers turns images as it loads them
     names = {number: name for name, number in PIL_FILTERS.items()}
     if said.get("resample") in names:
         fields["interpolation"] = names[said["resample"]]

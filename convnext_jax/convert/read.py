@@ -1,7 +1,10 @@
 """Finds the tensors in a file, a folder, a Hub repository or behind an URL."""
 
 import dataclasses
+import functools
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ HUB = "hf-hub:"
 # Under these names a checkpoint keeps the weights as trained, and their moving average.
 _WEIGHTS = ("model", "state_dict")
 _AVERAGES = ("model_ema", "state_dict_ema")
+_CHUNK = 1 << 24  # bytes
 # DistributedDataParallel and torch.compile put these before every name.
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -29,25 +33,28 @@ class Source:
     Attributes:
       name: as the user gave it.
       tensors: arrays by the names in the file; they may lie in the file, mapped into memory.
+      parameters: `ema`: they are a moving average; `params`: they are what was averaged; `file`:
+        there was one set, which does not say what it is.
       sha256: of each file with tensors, by its name, in hexadecimal.
       settings: JSON files beside the weights, by their names.
     """
 
     name: str
     tensors: dict[str, np.ndarray]
+    parameters: str
     sha256: dict[str, str]
     settings: dict[str, dict[str, Any]]
 
 
-def read(location: str, ema: bool = False) -> Source:
+def read(location: str, ema: bool | None = None) -> Source:
     """Reads weights from wherever they are.
 
     Args:
       location: a `.pth`, `.pt`, `.bin` or `.safetensors` file (told apart by their content), a
         `.index.json` of shards, a folder as Hugging Face's `save_pretrained` writes it,
         `hf-hub:organisation/name` with an optional `@revision`, or a http(s) URL of a file.
-      ema: of a training checkpoint, take the moving average of the weights; the default is the
-        weights themselves (or the average, where a file has only that).
+      ema: of a training checkpoint, take the moving average of the weights, or (False) the weights
+        themselves; None: the average where there is one.
 
     Raises:
       InputError: there is nothing there, it cannot be read, or it holds no weights; one sentence
@@ -59,24 +66,48 @@ def read(location: str, ema: bool = False) -> Source:
         return _read_found(location, hub.find, lambda: hub.unreachable, ema)
     if location.startswith(("http://", "https://")):
         return _read_files(location, [download.from_url(location)], {}, ema)
-    path = Path(location).expanduser()
+    if "://" in location:
+        from etils import epath  # only buckets need it
+
+        # What is mapped from a file stays readable when the file is gone.
+        with tempfile.TemporaryDirectory() as folder:
+            return _read_path(location, epath.Path(location), Path(folder), ema)
+    return _read_path(location, Path(location).expanduser(), None, ema)
+
+
+def _read_path(name: str, path: Any, copies: Path | None, ema: bool | None) -> Source:
+    """Reads a file or a folder.
+
+    Args:
+      name: as the user gave it.
+      path: on this machine, or in a bucket.
+      copies: where files in a bucket are copied to.
+      ema: as in `read`.
+    """
+
+    def find_in(folder: Any, file: str) -> Path | None:
+        found = folder / file
+        if not found.is_file() or copies is None:
+            return found if found.is_file() else None
+        with found.open("rb") as remote, (copies / file).open("wb") as local:
+            shutil.copyfileobj(remote, local, _CHUNK)
+        return copies / file
+
     if path.is_dir():
-
-        def find_in_folder(file: str) -> Path | None:
-            return path / file if (path / file).is_file() else None
-
-        return _read_found(location, find_in_folder, lambda: "", ema)
-    if not path.is_file():
-        hint = f"; for a repository on the Hub write {HUB}{location}"
-        likely = location.count("/") == 1 and not path.suffix[1:].isalpha()
-        raise InputError(f"there is no file or folder {location}{hint if likely else ''}")
-    if path.name.endswith(".index.json"):
-        return _read_sharded(location, path, lambda file: path.parent / file, {}, ema)
-    return _read_files(location, [path], {}, ema)
+        return _read_found(name, functools.partial(find_in, path), lambda: "", ema)
+    beside = functools.partial(find_in, path.parent)
+    file = beside(path.name)
+    if file is None:
+        hint = f"; for a repository on the Hub write {HUB}{name}"
+        likely = name.count("/") == 1 and not path.suffix[1:].isalpha()
+        raise InputError(f"there is no file or folder {name}{hint if likely else ''}")
+    if file.name.endswith(".index.json"):
+        return _read_sharded(name, file, beside, {}, ema)
+    return _read_files(name, [file], {}, ema)
 
 
 def _read_found(
-    name: str, find: Callable[[str], Path | None], reason: Callable[[], str], ema: bool
+    name: str, find: Callable[[str], Path | None], reason: Callable[[], str], ema: bool | None
 ) -> Source:
     """Reads a folder or repository whose files `find` gives; `reason` says why it gave none."""
     for file in download.WEIGHTS:
@@ -84,8 +115,10 @@ def _read_found(
         if path is not None:
             break
     else:
-        why = f": {reason()}" if reason() else ""
-        raise InputError(f"{name} has none of the files {', '.join(download.WEIGHTS)}{why}")
+        files = ", ".join(download.WEIGHTS)
+        if reason():
+            raise InputError(f"{name} cannot be read: {reason()}; it was asked for {files}")
+        raise InputError(f"{name} has none of the files {files}")
     settings = {}
     for file in download.SETTINGS:
         found = find(file)
@@ -101,11 +134,14 @@ def _read_sharded(
     index: Path,
     find: Callable[[str], Path | None],
     settings: dict[str, dict[str, Any]],
-    ema: bool,
+    ema: bool | None,
 ) -> Source:
     places = _read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise InputError(f"{index} is no index of shards: it has no `weight_map`")
+    named = isinstance(places, dict) and all(isinstance(file, str) for file in places.values())
+    if not isinstance(places, dict) or not places or not named:
+        raise InputError(
+            f"{index} is no index of shards: its `weight_map` must name the file of each tensor"
+        )
     paths = []
     for file in sorted(set(places.values())):
         path = None if Path(file).name != file else find(file)
@@ -123,20 +159,21 @@ def _read_sharded(
 
 
 def _read_files(
-    name: str, paths: list[Path], settings: dict[str, dict[str, Any]], ema: bool
+    name: str, paths: list[Path], settings: dict[str, dict[str, Any]], ema: bool | None
 ) -> Source:
     tensors: dict[str, np.ndarray] = {}
+    parameters = "file"
     for path in paths:
-        found = _read_file(path, ema)
+        found, parameters = _read_file(path, ema)
         twice = sorted(set(found) & set(tensors))
         if twice:
             raise InputError(f"{path} repeats `{twice[0]}`, which another shard of {name} has")
         tensors |= found
     hashes = {path.name: download.sha256_of(path) for path in paths}
-    return Source(name, _without_prefixes(tensors), hashes, settings)
+    return Source(name, _without_prefixes(tensors), parameters, hashes, settings)
 
 
-def _read_file(path: Path, ema: bool) -> dict[str, np.ndarray]:
+def _read_file(path: Path, ema: bool | None) -> tuple[dict[str, np.ndarray], str]:
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty")
@@ -149,46 +186,57 @@ def _read_file(path: Path, ema: bool) -> dict[str, np.ndarray]:
         raise InputError(f"{path} holds no tensors")
     if ema:
         raise InputError(f"`--ema`: {path} holds one set of weights, and no moving average of them")
-    return tensors
+    return tensors, "file"
 
 
-def find_state_dict(content: Any, ema: bool, name: str) -> dict[str, np.ndarray]:
+def find_state_dict(content: Any, ema: bool | None, name: str) -> tuple[dict[str, np.ndarray], str]:
     """Finds the weights in what a PyTorch file holds.
 
-    The weights are the first of `model` and `state_dict` there is, else `model_ema` or
-    `state_dict_ema`, which `ema` chooses; within that the same again, until there are tensors.
+    The moving average is under `model_ema` or `state_dict_ema`, the weights themselves under
+    `model` or `state_dict`; within that the same again, until there are tensors.
 
     Args:
       content: what was pickled, with arrays for tensors.
       ema: as in `read`.
       name: of the file, for messages.
 
+    Returns:
+      The tensors, and which they are: see `Source.parameters`.
+
     Raises:
-      InputError: there are no weights, or no average of them though `ema` asks for it; or what
-        should be weights has other things among them.
+      InputError: there are no weights, or not those that `ema` asks for; or what should be weights
+        has other things among them.
     """
-    averaged = False
+    parameters = "file"
     while True:
         if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
             raise InputError(f"{name} holds {_describe(content)}, not tensors by their names")
-        keys = _AVERAGES if ema and not averaged else (*_WEIGHTS, *_AVERAGES)
-        key = next((key for key in keys if isinstance(content.get(key), Mapping)), None)
-        if key is None and any(isinstance(value, np.ndarray) for value in content.values()):
+        found = [k for k in (*_AVERAGES, *_WEIGHTS) if isinstance(content.get(k), Mapping)]
+        averages = [key for key in found if key in _AVERAGES]
+        weights = [key for key in found if key in _WEIGHTS]
+        if parameters != "file" or ema is False:
+            found = weights or ([] if parameters == "file" else averages)
+        elif ema:
+            found = averages or weights
+        if not found and any(isinstance(value, np.ndarray) for value in content.values()):
             break
-        if key is None:
-            what = "no moving average of weights" if ema and not averaged else "no weights"
+        if not found:
+            what = "no weights"
+            if averages:
+                what += " but their moving average (`--no-ema`)"
             raise InputError(
                 f"{name} holds {what}, only {', '.join(map(str, content)) or 'an empty dict'}"
             )
-        averaged = averaged or key in _AVERAGES
-        content = content[key]
-    if ema and not averaged:
+        if parameters == "file":
+            parameters = "ema" if found[0] in averages else "params" if averages else "file"
+        content = content[found[0]]
+    if ema and parameters != "ema":
         raise InputError(f"`--ema`: {name} holds one set of weights, and no moving average of them")
     others = [key for key, value in content.items() if not isinstance(value, np.ndarray)]
     if others:
         listed = ", ".join(f"`{key}` ({type(content[key]).__name__})" for key in others)
         raise InputError(f"{name} holds other things among its tensors: {listed}")
-    return dict(content)
+    return dict(content), parameters
 
 
 def _without_prefixes(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from tensorflow_datasets.core import constants, read_only_builder
 from convnext_jax.data import digits, folder, imagenet22k
 from convnext_jax.data.decode import decode, one_line
 from convnext_jax.data.folder import FolderSource
+from convnext_jax.data.relabelled import Relabelled
 from convnext_jax.errors import InputError, did_you_mean
 from convnext_jax.retry import is_passing
 
@@ -138,7 +139,7 @@ class Source:
 
 
 # What `open_source` gives: examples by index, with `class_names`.
-Dataset = Source | FolderSource
+Dataset = Source | FolderSource | Relabelled
 
 
 def open_source(

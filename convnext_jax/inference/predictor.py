@@ -16,11 +16,11 @@ from PIL import Image
 from convnext_jax import sharding
 from convnext_jax.data.normalize import normalize
 from convnext_jax.errors import InputError, RunError
-from convnext_jax.inference.class_names import readable
 from convnext_jax.inference.preprocess import ImageError, ImageLike, Preprocess
 from convnext_jax.models.registry import Model
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.processes import usable_cores
+from convnext_jax.weights.class_names import readable
 
 
 class Prediction(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from convnext_jax.constants import PARAMETERS
 from convnext_jax.errors import RunError
 
 METRICS_FILE = "metrics.jsonl"
@@ -135,7 +136,7 @@ class Reporter:
             return
         self._record(step, evaluation_record(epoch, results))
         scores = ", ".join(
-            f"{name} top-1 {result['top1']:.2%} (loss {result['loss']:.4f})"
+            f"{PARAMETERS[name]}: top-1 {result['top1']:.2%} (loss {result['loss']:.4f})"
             for name, result in results.items()
         )
         counts = next(iter(results.values()))

@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from convnext_jax.constants import PARAMETERS
 from convnext_jax.training.reporting import (
     METRICS_FILE,
     is_evaluation,
@@ -59,7 +60,7 @@ def final_line(summary: dict[str, Any], workdir: Path) -> str:
     """One line for a person: what came out, on how many images, and where the curves are."""
     final, which = summary["final"], summary["evaluated"]
     result, best = final[which], summary["best"]
-    label = {"ema": "moving average", "params": "raw parameters"}[which]
+    label = PARAMETERS[which]
     line = (
         f"{summary['model']} on {summary['dataset']}: top-1 {result['top1']:.2%} ({label}) on"
         f" {result['num_examples']} images of `{summary['eval_split']}` after {final['epoch']:g}"
@@ -82,8 +83,8 @@ def write_curves(workdir: Path, title: str) -> None:
     import matplotlib.figure  # takes a second, and only this needs it
 
     evaluations = [record for record in records if is_evaluation(record)]
-    sets = [("params", "raw"), ("ema", "moving average")]
-    sets = [(name, label) for name, label in sets if f"eval_{name}_top1" in evaluations[-1]]
+    names = [name for name in ("params", "ema") if f"eval_{name}_top1" in evaluations[-1]]
+    sets = [(name, PARAMETERS[name]) for name in names]
 
     # A figure of its own, not pyplot's, which would look for a display.
     figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")

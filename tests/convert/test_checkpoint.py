@@ -11,7 +11,7 @@ from random_models import random_images
 from convnext_jax import evaluate
 from convnext_jax.checkpointing.manager import completed_steps, read_description
 from convnext_jax.convert.__main__ import main
-from convnext_jax.inference.load import load_pretrained
+from convnext_jax.weights.load import load_pretrained
 
 
 @pytest.fixture(scope="module")

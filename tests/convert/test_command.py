@@ -1,20 +1,29 @@
 """`python -m convnext_jax.convert --to`: the other libraries load what it writes."""
 
+import dataclasses
+import itertools
+import json
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+import sklearn.datasets
 from oracles import timm, torch, torchvision
 from originals import CLASSES, SMALL, facebook_names, hf_model, randomised, torch_images
+from PIL import Image
 from random_models import random_images
 
+from convnext_jax.convert import published as published_settings
+from convnext_jax.convert import write
 from convnext_jax.convert.__main__ import main
 from convnext_jax.convert.loading import load
 from convnext_jax.convert.write import export
 from convnext_jax.errors import InputError
+from convnext_jax.inference.preprocess import Preprocess
 from convnext_jax.models.registry import get_variant
+from convnext_jax.models.variants import Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +61,7 @@ def test_to_timm(atto, published, tmp_path, capsys):
         assert torch.equal(logits(model), logits(atto))
     printed = capsys.readouterr().out
     assert "convnext_atto, 7 classes, in the format facebook" in printed
+    assert "does not say what the classes are called" in printed and "at 224 pixels" in printed
     assert "licence of the weights: unknown" in printed and "SHA-256 of weights.pth" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.pth", "out.safetensors"]
 
@@ -101,7 +111,52 @@ def test_to_a_folder_that_from_pretrained_opens(tmp_path, name, classes):
     back = load(str(tmp_path / "folder"))
     assert back.class_names == (tuple(labels) if labels else None)
     assert (back.model_name, back.num_classes) == (name, classes)
-    assert back.preprocessing == converted.preprocessing
+    assert back.preprocessing == dataclasses.replace(converted.preprocessing, exif=True)
+
+
+def test_transformers_turns_images_as_it_loads_them(tmp_path):
+    # So weights that come with its settings are fed so, whatever those that were exported were.
+    image_utils = pytest.importorskip("transformers").image_utils
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "x.jpg", exif=exif)
+    assert image_utils.load_image(str(tmp_path / "x.jpg")).size == (20, 40)
+
+
+@pytest.mark.parametrize(
+    "feeding",
+    [
+        {},
+        {"input_size": 384, "crop_fraction": 1.0, "crop_mode": "squash"},
+        {"input_size": 384, "crop_fraction": 1.0},
+        {"input_size": 400, "crop_fraction": 0.9, "interpolation": "bilinear"},
+        {"input_size": 96, "crop_fraction": 1.0, "crop_mode": "squash"},
+        {"input_size": 96, "crop_fraction": 0.85, "crop_mode": "squash"},
+        {"input_size": 96, "interpolation": "nearest"},
+        {"input_size": 96, "crop_fraction": 0.95, "interpolation": "lanczos"},
+    ],
+    ids=str,
+)
+def test_transformers_feeds_images_as_we_do(feeding, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    feeding = Preprocessing(**feeding)
+    settings = write._hf_preprocessor(feeding)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    image = sklearn.datasets.load_sample_images().images[0]
+    theirs = processor(Image.fromarray(image), return_tensors="np").pixel_values[0]
+    ours = (Preprocess(feeding)(Image.fromarray(image)) / 255 - feeding.mean) / feeding.std
+    assert theirs.shape == (3, feeding.input_size, feeding.input_size)
+    # Both resize with PIL. Of an odd rest each cuts the one pixel more on another side, so the best
+    # of the shifts by a pixel counts; without the right one, or with another crop, 0.1 and more.
+    shifts = itertools.product((-1, 0, 1), repeat=2)
+    moved = [np.roll(theirs.transpose(1, 2, 0), shift, (0, 1)) for shift in shifts]
+    assert min(np.abs(one - ours)[1:-1, 1:-1].mean() for one in moved) < 0.01
+    again = published_settings._from_hf(settings)
+    back = dataclasses.replace(Preprocessing(), **again)
+    np.testing.assert_array_equal(
+        Preprocess(back)(Image.fromarray(image)), Preprocess(feeding)(Image.fromarray(image))
+    )
 
 
 @pytest.mark.parametrize("kind", ["ConvNext", "ConvNextV2", "DINOv3ConvNext"])

@@ -113,6 +113,11 @@ FLOAT = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (with_header({"a": {**FLOAT, "shape": [3]}}, b"12345678"), "place of `a`"),
         (with_header({"a": {**FLOAT, "data_offsets": [-8, 0]}}), "place of `a`"),
         (with_header({"a": {**FLOAT, "shape": [-2]}}, b"12345678"), "place of `a`"),
+        (with_header({"a": {**FLOAT, "shape": [-1, -2]}}, b"12345678"), "place of `a`"),
+        (
+            with_header({"a": FLOAT, "b": {**FLOAT, "data_offsets": [4, 12]}}, b"123456789012"),
+            "`a` and `b` overlap",
+        ),
         (with_header({"a": 3}), "header cannot be read"),
         (with_header({}), "holds no tensors"),
     ],
@@ -183,6 +188,9 @@ def test_shards(tmp_path, index, suffix, save):
     for away in ("part-7.bin", "../part-0.bin"):
         (tmp_path / index).write_text(json.dumps({"weight_map": {**places, "norm.bias": away}}))
         assert f"`{away}`, which is not there" in refusal(tmp_path / index)
+    for nothing in (["part-0.bin"], 3):
+        (tmp_path / index).write_text(json.dumps({"weight_map": {**places, "norm.bias": nothing}}))
+        assert "must name the file of each tensor" in refusal(tmp_path / index)
     (tmp_path / index).write_text("[]")
     assert "holds a list" in refusal(tmp_path / index)
 

@@ -13,9 +13,10 @@ from random_models import functional, random_images
 from convnext_jax import tree
 from convnext_jax.checkpointing.manager import read_description
 from convnext_jax.convert import recognise
-from convnext_jax.convert.__main__ import load_checkpoint, main
+from convnext_jax.convert.__main__ import main
 from convnext_jax.convert.keys import key_map
 from convnext_jax.convert.write import EXPORTS, export
+from convnext_jax.weights.find import find
 
 # Relative to the tensor's largest absolute value: both sides compute in float32 and add up in
 # another order. The worst seen is 5e-7; a wrong activation or layout gives 1e-3 or more.
@@ -54,16 +55,17 @@ def test_logits_features_and_the_way_back(case, tmp_path, record_property):
     for key, value in original.overrides.items():
         command += ["--override", f"{key}={json.dumps(value)}"]
     main(command)
-    converted = load_checkpoint(tmp_path / "run", "latest", ema=False)
+    converted = find(tmp_path / "run")
+    spec, params = converted.description.spec, converted.on_host()
     described = read_description(tmp_path / "run" / "checkpoints", 0)
     assert described["format"] == original.format
-    overrides = {**converted.overrides, "num_classes": converted.num_classes}
-    ours = compiled(converted.model_name, json.dumps(overrides, sort_keys=True))
+    overrides = {**spec.overrides, "num_classes": spec.num_classes}
+    ours = compiled(spec.name, json.dumps(overrides, sort_keys=True))
 
     for size, images in SIZES.items():
         with torch.no_grad():
             logits, maps = original.run(torch_images(images))
-        our_logits, our_maps = ours(converted.params, images)
+        our_logits, our_maps = ours(params, images)
         error = max(worst(o, t) for o, t in [(our_logits, logits), *layout(our_maps, maps)])
         record_property(f"error {size}", error)
         assert error < TOLERANCE
@@ -72,26 +74,26 @@ def test_logits_features_and_the_way_back(case, tmp_path, record_property):
     if original.format in EXPORTS and "FCMAE" not in case:
         back = tmp_path / ("folder" if original.format == "hf" else "back.safetensors")
         export(
-            converted.params,
-            converted.model_name,
+            params,
+            spec.name,
             original.format,
             back,
-            overrides=converted.overrides,
+            overrides=spec.overrides,
         )
         from safetensors.torch import load_file
 
         again = load_file(back / "model.safetensors" if original.format == "hf" else back)
         assert again.keys() == state.keys()
     else:  # No such files are written, but the table is the same in both directions.
-        again = written(converted, state)
+        again = written(params, state)
     for name, tensor in again.items():
         assert tensor.shape == state[name].shape, name
         assert torch.equal(tensor, state[name]), name
 
 
-def written(converted, state):
+def written(params, state):
     dialect = recognise.recognise_format(state)
-    arrays = tree.flatten_with_names(converted.params)
+    arrays = tree.flatten_with_names(params)
     shapes = {n: a.shape for n, a in arrays.items() if n not in dialect.supplied}
     entries = key_map(dialect.rows, shapes)
     assert entries.keys() == shapes.keys()

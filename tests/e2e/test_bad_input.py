@@ -100,7 +100,7 @@ def test_initial_weights_of_another_model(arguments, fragments, finished, env, t
 @pytest.mark.parametrize(
     "arguments, fragments",
     [
-        (["--checkpoint", "nowhere"], ["no complete checkpoint in nowhere"]),
+        (["--checkpoint", "nowhere"], ["there is no file or folder nowhere"]),
         (["--step", "3"], ["step (=3)", "4"]),
         (["--split", "val"], ["split `val`"]),
         (["--dataset", "mnist"], ["python -m convnext_jax.data.prepare mnist"]),

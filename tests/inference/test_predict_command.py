@@ -64,10 +64,11 @@ def run(tmp_path_factory, workdir):
     return run
 
 
-def test_table(run, pictures, expected):
+def test_table(run, workdir, pictures, expected):
     result = run(pictures, pictures / "inner" / "a.png", "--top", 2)
     assert result.returncode == 0 and result.stderr == ""
-    lines = result.stdout.splitlines()
+    header, *lines = result.stdout.splitlines()
+    assert header == f"convnext_atto, step 3 of {workdir} (moving average):"
     assert [line for line in lines if not line.startswith(" ")] == [
         f"{pictures}/b.JPG",
         f"{pictures}/inner/a.png",
@@ -108,7 +109,7 @@ def test_embeddings(run, damaged, pictures, expected, tmp_path):
     output.write_text("what is replaced")
     result = run(pictures / "inner" / "a.png", damaged, "--output", output)
     assert result.returncode == 1
-    assert result.stdout == f"{output}: embeddings of 2 images, 16 numbers each\n"
+    assert result.stdout == f"{output}: embeddings of 2 images, 16 numbers each (moving average)\n"
     assert [line.split(":")[1] for line in result.stderr.splitlines()] == [
         f" {damaged}/a.jpg",
         f" {damaged}/c.jpg",

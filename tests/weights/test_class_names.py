@@ -6,7 +6,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from oracles import timm
 
-from convnext_jax.inference.class_names import imagenet_classes, readable
+from convnext_jax.weights.class_names import imagenet_classes, readable
 
 # Those whose first word another class has too, and the corgi that is not a cardigan.
 TOLD_APART = {

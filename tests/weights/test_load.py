@@ -15,9 +15,9 @@ from torch_weights import randomise
 
 from convnext_jax.convert import loading
 from convnext_jax.errors import InputError
-from convnext_jax.inference.load import load, load_pretrained
 from convnext_jax.models.registry import get_pretrained
 from convnext_jax.tree import flatten_with_names
+from convnext_jax.weights.load import load, load_pretrained
 
 # Seeds of the parameters that `trained` saves.
 RAW, AVERAGE, LATER_RAW, LATER_AVERAGE = range(4)
@@ -217,7 +217,12 @@ def test_a_name_of_published_weights_is_looked_for_on_the_hub(pytorch_file, monk
     monkeypatch.setattr(loading, "load", from_file)
     load("test_convnext2.r160_in1k")
     load("hf-hub:timm/test_convnext2.r160_in1k")
-    assert asked == [("hf-hub:timm/test_convnext2.r160_in1k", {"ema": False})] * 2
+    assert asked == [("hf-hub:timm/test_convnext2.r160_in1k", {"ema": None})] * 2
+
+
+def test_loading_says_nothing(trained, caplog, capfd):
+    load_pretrained(trained)
+    assert caplog.records == [] and capfd.readouterr() == ("", "")
 
 
 def test_a_moved_checkpoint_needs_no_more_than_its_own_files(trained, tmp_path):

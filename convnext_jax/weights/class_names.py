@@ -14,7 +14,7 @@ def imagenet_classes() -> dict[str, str]:
     The names are words of WordNet (Princeton University), for each class the first of its synset.
     Five have another or more words, so that no two are alike.
     """
-    file = importlib.resources.files("convnext_jax.inference") / "imagenet_classes.txt"
+    file = importlib.resources.files("convnext_jax.weights") / "imagenet_classes.txt"
     lines = file.read_text(encoding="utf-8").splitlines()
     return {wordnet_id: name for wordnet_id, _, name in (line.partition(" ") for line in lines)}
 
