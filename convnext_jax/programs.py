@@ -24,6 +24,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(\w+)=(?:\{([^{}]*)\}|(%?[\w.\-]+))")
 _CALLS = {"calls", "to_apply", "body", "condition", "branch_computations", "called_computations"}
+_OPERANDS = re.compile(r"tuple\((.*?)\)(?:,|$)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # Groups of chips: listed, numbered, or the axes of a mesh along which they lie, maybe part of one.
@@ -185,11 +186,37 @@ def _rounds(line: str, computations: dict[str, list[str]]) -> int | None:
     known = _TRIPS.search(line)
     if known:
         return int(known[1])
-    # A counter that starts at zero and stays below a constant, as `lax.scan` makes it.
-    condition = re.search(r"condition=%?([\w.\-]+)", line)
-    text = "\n".join(computations.get(condition[1], ())) if condition else ""
-    bounds = re.findall(r"= s32\[\]\S* constant\((\d+)\)", text)
-    return int(bounds[0]) if len(bounds) == 1 and "direction=LT" in text else None
+    # A counter that starts at zero and stays below a constant, as `lax.scan` makes it; where the
+    # compiler took several rounds together, it grows by as many.
+    condition, body = (
+        computations.get(found[1], []) if (found := re.search(rf"{key}=%?([\w.\-]+)", line)) else []
+        for key in ("condition", "body")
+    )
+    text = "\n".join(condition)
+    bounds = re.findall(r"= [su]32\[\]\S* constant\((\d+)\)", text)
+    if len(bounds) != 1 or "direction=LT" not in text:
+        return None
+    return -(-int(bounds[0]) // _growth(text, body))
+
+
+def _growth(condition: str, body: list[str]) -> int:
+    """By how much a loop's counter, which its condition looks at, grows in its body."""
+    place = re.search(r"= [su]32\[\]\S* get-tuple-element\(.*?index=(\d+)", condition)
+    results = [_OPERANDS.search(line) for line in body if line.lstrip().startswith("ROOT")]
+    if place is None or not results or results[0] is None:
+        return 1
+    names = re.findall(r"%?([\w.\-]+)(?:,|$)", re.sub(r"/\*.*?\*/| ", "", results[0][1]))
+    number = int(place[1])
+    counter = names[number] if number < len(names) else ""
+    for line in body:
+        added = re.match(rf"\s+%?{re.escape(counter)} = [su]32\[\]\S* add\((.*?)\)", line)
+        for operand in added[1].split(",") if added else ():
+            name = re.escape(operand.strip().lstrip("%"))
+            for other in body:
+                constant = re.match(rf"\s+%?{name} = [su]32\[\]\S* constant\((\d+)\)", other)
+                if constant:
+                    return max(int(constant[1]), 1)
+    return 1
 
 
 def _collective(kind: str, operation: str, shape: str, line: str, times: int) -> Collective:
