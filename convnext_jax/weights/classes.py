@@ -31,7 +31,8 @@ class Match:
 def match_classes(dataset: Names, model: Names, count: int, of: tuple[str, str]) -> Match:
     """Matches the classes of a dataset with a model's, by their names.
 
-    WordNet ids and names of ImageNet's classes stand for each other. Where one list has no names,
+    WordNet ids and names of ImageNet's classes stand for each other; numbers, which as names of
+    folders sort as 0, 1, 10, 100, for the other's labels. Where one list has no names,
     or names that cannot be compared with the other's (WordNet ids against words, or numbers), the
     classes are taken in their order, and the remark says so.
 
@@ -44,6 +45,9 @@ def match_classes(dataset: Names, model: Names, count: int, of: tuple[str, str])
     Raises:
       InputError: they are not the same classes; the message names both lists.
     """
+    by_number = _by_number(dataset, model, of)
+    if by_number is not None:
+        return by_number
     guessed = model is None and count == IMAGENET_1K_CLASSES
     if guessed:  # published weights of so many classes are ImageNet's
         model = tuple(imagenet_classes())
@@ -63,6 +67,27 @@ def match_classes(dataset: Names, model: Names, count: int, of: tuple[str, str])
             f" and of {of[1]} ({'unknown' if guessed else _shown(model)}) cannot be compared"
         )
     raise InputError(difference(dataset, model, of))
+
+
+def _by_number(dataset: Names, model: Names, of: tuple[str, str]) -> Match | None:
+    """Matches where one list alone is the numbers of the labels, in another order."""
+    ours, theirs = _numbers(dataset), _numbers(model)
+    if ours is not None and theirs is None:
+        places, whose = ours, of[0]
+    elif theirs is not None and ours is None:
+        places, whose = tuple(map(theirs.index, range(len(theirs)))), of[1]
+    else:
+        return None
+    if places == tuple(range(len(places))):
+        return None
+    return Match(places, f"classes are matched by their numbers: {whose} has no other names")
+
+
+def _numbers(names: Names) -> tuple[int, ...] | None:
+    """The numbers that names are, if they are 0 to their count - 1 in some order."""
+    if names is None or {str(label) for label in range(len(names))} != set(names):
+        return None
+    return tuple(map(int, names))
 
 
 def difference(dataset: Sequence[str], model: Sequence[str], of: tuple[str, str]) -> str:

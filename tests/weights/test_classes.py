@@ -99,3 +99,14 @@ def test_other_classes_are_refused_and_both_lists_named(dataset, model, words):
     with pytest.raises(InputError, match=re.escape(words)) as refused:
         match(dataset, model)
     assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize("names", [None, [f"n{label:08d}" for label in range(1, 13)]])
+def test_folders_called_by_numbers_are_those_labels(names):
+    numbers = tuple(sorted(str(label) for label in range(12)))  # 0, 1, 10, 11, 2, ...
+    found = match_classes(numbers, names, 12, OF)
+    assert found.places == tuple(map(int, numbers)) and "by their numbers" in found.remark
+    if names is not None:
+        found = match_classes(names, numbers, 12, OF)
+        assert found.places is not None
+        assert [numbers[place] for place in found.places] == [str(label) for label in range(12)]
