@@ -9,7 +9,8 @@ from PIL import Image
 
 from convnext_jax.constants import IMAGE_EXTENSIONS
 from convnext_jax.data.decode import decode
-from convnext_jax.errors import InputError, did_you_mean
+from convnext_jax.errors import InputError, RunError, did_you_mean
+from convnext_jax.retry import is_passing, retrying
 
 # What a config calls such a dataset; its root is `data.dir`.
 NAME = "folder"
@@ -42,7 +43,9 @@ class FolderSource:
           exif: turn images as their EXIF orientation says.
 
         Raises:
-          InputError: there is no such folder; it has no classes; a class is empty.
+          InputError: there is no such folder; it has no classes; a class is empty; a folder may
+            not be read.
+          RunError: the file system does not answer.
         """
         self.name = NAME
         self.split = split
@@ -63,7 +66,9 @@ class FolderSource:
         names: list[bytes] = []
         ends = []
         for name in self.class_names:
-            files = sorted(_files(self._folder, name, left_out))
+            found, others = _listed(self._folder, name)
+            files = sorted(found)
+            left_out += others
             if not files:
                 raise InputError(
                     f"class folder {root / split / name} must have images"
@@ -115,16 +120,33 @@ def _seen(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def _files(split: str, class_name: str, left_out: list[str]) -> list[str]:
-    """The images of a class, by their paths in the folder of the split; others are appended."""
-    found = []
-    for folder, below, files in os.walk(os.path.join(split, class_name)):
+def _listed(split: str, class_name: str) -> tuple[list[str], list[str]]:
+    """`_files`, tried again after a while where the file system has a passing problem."""
+    try:
+        return retrying(lambda: _files(split, class_name))
+    except OSError as error:
+        kind = RunError if is_passing(error) else InputError
+        raise kind(f"{error.filename} cannot be listed: {error.strerror}") from error
+
+
+def _files(split: str, class_name: str) -> tuple[list[str], list[str]]:
+    """The images of a class and what else is there, by their paths in the folder of the split.
+
+    Raises:
+      OSError: a folder cannot be listed; its images must not be missing in silence.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found, left_out = list[str](), list[str]()
+    for folder, below, files in os.walk(os.path.join(split, class_name), onerror=fail):
         below[:] = filter(_seen, below)
         inside = os.path.relpath(folder, split)
         for file in filter(_seen, files):
             path = os.path.join(inside, file)
             (found if file.lower().endswith(IMAGE_EXTENSIONS) else left_out).append(path)
-    return found
+    return found, left_out
 
 
 def _notes(what: str, left_out: list[str]) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """A user's own folders of images."""
 
+import errno
+import os
 import pickle
 import time
 
@@ -7,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convnext_jax import retry
 from convnext_jax.data import folder
+from convnext_jax.data.folder import FolderSource
 from convnext_jax.data.sources import check_same_classes, open_source
-from convnext_jax.errors import InputError
+from convnext_jax.errors import InputError, RunError
 
 CLASSES = {"cat": 3, "dog": 2, "emu": 1}
 
@@ -127,11 +131,33 @@ def test_what_is_left_out_is_counted_and_named(root):
     assert len(source) == 9 and "(endings: .txt 3, .heic 1): cat/deeper/" in source.notes[0]
 
 
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(root, monkeypatch):
+    real, failing = os.scandir, []
+
+    def scandir(path):
+        if failing and str(path).endswith(failing[0][0]):
+            raise OSError(failing.pop(0)[1], "no answer", path)
+        return real(path)
+
+    monkeypatch.setattr(retry, "WAITS_SECONDS", (0, 0))
+    monkeypatch.setattr(os, "scandir", scandir)
+    before = len(FolderSource(root, "train"))
+    name = FolderSource(root, "train").class_names[0]
+    failing[:] = [(name, errno.ESTALE)] * 2
+    assert len(FolderSource(root, "train")) == before and not failing
+    failing[:] = [(name, errno.ESTALE)] * 3
+    with pytest.raises(RunError, match=f"{name} cannot be listed: no answer"):
+        FolderSource(root, "train")
+    failing[:] = [(name, errno.EACCES)]
+    with pytest.raises(InputError, match=f"{name} cannot be listed: no answer"):
+        FolderSource(root, "train")
+
+
 def test_a_million_files_are_passed_to_workers_in_no_time(monkeypatch):
     """Pickled as a list of paths they took 77 MB and 0.5 s for each worker, one after another."""
     names = [f"n{i % 1000:08}/n{i % 1000:08}_{i}.JPEG" for i in range(1_281_000)]
     monkeypatch.setattr(folder, "_folders", lambda path: ["train"])
-    monkeypatch.setattr(folder, "_files", lambda *_: names)
+    monkeypatch.setattr(folder, "_files", lambda *_: (names, []))
     monkeypatch.setattr(folder.Path, "is_dir", lambda path: True)
     source = folder.FolderSource(folder.Path("images"), "train")
     began = time.process_time()
