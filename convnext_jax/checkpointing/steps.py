@@ -47,6 +47,8 @@ def read_evaluation(directory: epath.PathLike, step: int) -> dict[str, float] | 
             return json.loads((epath.Path(directory) / str(step) / name).read_text())
         except FileNotFoundError:
             pass
+        except ValueError:  # cut off by a machine that went down: it is evaluated again
+            return None
     return None
 
 
@@ -61,7 +63,15 @@ def write_at_once(path: epath.Path, text: str) -> None:
         retrying(lambda: path.write_text(text))
         return
     temporary = path.with_name(path.name + ".tmp")
-    retrying(lambda: temporary.write_text(text))
+
+    def write() -> None:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            # Else, where the machine goes down, the new name may come with nothing behind it.
+            os.fsync(file.fileno())
+
+    retrying(write)
     temporary.replace(path)
 
 

@@ -113,6 +113,14 @@ def test_a_save_that_fails_says_what_is_left(tmp_path):
         checkpoints.wait()
 
 
+def test_results_that_were_cut_off_are_computed_again(tmp_path):
+    save(tmp_path, {3: 0.5})
+    (tmp_path / "3" / "evaluation.json").write_text("")
+    again = manager.Checkpoints(tmp_path, best_metric="top1")
+    assert again.latest_step() == 3 and again.evaluation(3) is None
+    again.close()
+
+
 @pytest.mark.parametrize("raised_before", [False, True])
 def test_closing_raises_only_what_was_not_raised_before(raised_before, tmp_path, monkeypatch):
     checkpoints = manager.Checkpoints(tmp_path, best_metric="top1")
