@@ -1,6 +1,8 @@
 """From a resolved config to the objects of a run; configs stop here."""
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from convnext_jax import sharding, tree
+from convnext_jax import processes, sharding, tree
 from convnext_jax.checkpointing.manager import absolute
 from convnext_jax.config import Config, DataConfig, Steps
 from convnext_jax.data.open_files import allow_open_files
@@ -19,10 +21,10 @@ from convnext_jax.data.transforms import EvalTransform, TrainTransform
 from convnext_jax.errors import InputError
 from convnext_jax.evaluation.evaluator import Evaluator
 from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
-from convnext_jax.processes import usable_cores
 from convnext_jax.starting import find_start
 from convnext_jax.step_builder import accumulation, build_step
 from convnext_jax.training.loop import Run
+from convnext_jax.training.reporting import flat
 from convnext_jax.training.state import TrainState
 from convnext_jax.weights.find import Weights
 from convnext_jax.weights.load import load
@@ -47,6 +49,7 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
         for split in (config.data.train_split, config.data.eval_split)
     )
     check_same_classes(source, held_out)
+    require_same_everywhere(config, [source, held_out])
     allow_open_files([source, held_out], workers_of(config.data))
     start = find_start(config, directory)
     source, remarks = start.match(source, config.init_head)
@@ -125,6 +128,39 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
         tensorboard=config.tensorboard,
         log_parameters=config.log_parameters,
     )
+
+
+# What may differ between the processes of one run: their machines do.
+_OF_ONE_PROCESS = frozenset(
+    "data.dir data.workers data.threads init_from checkpoint.dir hang_seconds tensorboard"
+    " profile_steps compilation_cache".split()
+)
+
+
+def require_same_everywhere(config: Config, sources: Sequence[Dataset]) -> None:
+    """Compares what the processes of a run were given; a part of a copied dataset may be missing.
+
+    Args:
+      config: of this process.
+      sources: the splits that it opened.
+
+    Raises:
+      InputError: a process has other keys, or other numbers of examples, than process 0.
+    """
+    found = {
+        key: str(value)
+        for key, value in flat(dataclasses.asdict(config)).items()
+        if key not in _OF_ONE_PROCESS
+    }
+    found |= {f"the number of examples of {source}": str(len(source)) for source in sources}
+    first, *others = map(json.loads, processes.texts_from_all(json.dumps(found)))
+    for index, other in enumerate(others, start=1):
+        for what in first:
+            if first[what] != other.get(what):
+                raise InputError(
+                    f"{what} must be the same on all processes: it is {first[what]} on process 0"
+                    f" and {other.get(what)} on process {index}"
+                )
 
 
 def initial_params(config: Config, spec: ModelSpec, mesh: Mesh, weights: Weights | None) -> Any:
@@ -230,7 +266,7 @@ def build_evaluator(
 
 def workers_of(config: DataConfig) -> int:
     """How many decoding workers a process of a run has for each split."""
-    return usable_cores() if config.workers == -1 else config.workers
+    return processes.usable_cores() if config.workers == -1 else config.workers
 
 
 def checkpoint_dir(config: Config, workdir: Path) -> epath.Path:

@@ -39,6 +39,9 @@ _FAILURE = "convnext_jax/failure"
 # How long a process whose collective broke waits for the sentence of the one that broke it, and how
 # long process 0, which serves them, waits for the others to read it.
 _PATIENCE_SECONDS = 5
+# How long the first process waits for the last to join: machines that are made for the run, and
+# copy its data first, are not ready together.
+_MEETING_SECONDS = 30 * 60
 # After how long a process says that it waits for others to join.
 _WAITING_SECONDS = 30
 # How long the slowest process may compile after the fastest.
@@ -57,7 +60,7 @@ def join() -> None:
     JAX_NUM_PROCESSES and JAX_PROCESS_ID; without them, by what JAX knows of TPU pod slices, Slurm,
     Open MPI and Kubernetes. Where nothing is found this process is alone.
 
-    Where another does not come within five minutes, JAX aborts this one (signal 6).
+    Where another does not come within half an hour, JAX aborts this one (signal 6).
 
     Raises:
       InputError: the variables are incomplete or no numbers.
@@ -72,14 +75,19 @@ def join() -> None:
             address, count, index = values.values()
             _check_numbers(count, index)
             with _saying_who_waits(f"process {index} of {count}, {address}"):
-                jax.distributed.initialize(address, int(str(count)), int(str(index)))
+                jax.distributed.initialize(
+                    address,
+                    int(str(count)),
+                    int(str(index)),
+                    initialization_timeout=_MEETING_SECONDS,
+                )
         elif len(missing) < len(_VARIABLES):
             raise InputError(
                 f"the environment must have all of {', '.join(_VARIABLES)} or none;"
                 f" missing: {', '.join(missing)}"
             )
         else:
-            jax.distributed.initialize()
+            jax.distributed.initialize(initialization_timeout=_MEETING_SECONDS)
     except ValueError as error:
         # What JAX says where it finds no cluster.
         if isinstance(error, InputError) or "coordinator_address" not in str(error):

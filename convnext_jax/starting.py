@@ -104,10 +104,15 @@ def find_start(config: Config, directory: epath.Path | None) -> Start:
 
     Raises:
       InputError: what `init_from` names cannot be used, or is not the same on all processes; or
-        the run was begun with another batch.
+        the run was begun with another batch; or what is in `directory` is no run.
     """
     step, described = (0, None) if directory is None else _from_first(_newest(directory))
     if directory is not None and described is not None:
+        if "config" not in described:
+            raise InputError(
+                f"{directory} holds weights that were converted, which are no run to go on with:"
+                " give another `--workdir`, and start from them with `--config.init_from`"
+            )
         _check_batch(config, described.get("config"), directory)
         return Start(
             name=f"the run in {directory}",

@@ -1,16 +1,18 @@
 """Initial weights of a run."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from convnext_jax import builders, sharding, tree
+from convnext_jax import builders, processes, sharding, tree
 from convnext_jax.checkpointing.manager import Checkpoints
 from convnext_jax.config import Config, ModelConfig, from_dict
 from convnext_jax.convert.write import export
+from convnext_jax.errors import InputError
 from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.starting import find_start
@@ -84,6 +86,32 @@ def test_other_classes_get_a_new_head_and_only_that(saved):
     # 0.02 times head_init_scale; 96 draws estimate it within a third.
     assert np.std(found["head/kernel"]) == pytest.approx(2e-5, rel=1 / 3)
     assert not np.any(found["head/bias"])
+
+
+def test_a_workdir_of_converted_weights_is_no_run(saved):
+    # A run there would begin with random weights and delete the converted ones in its time.
+    folder, _, _ = saved
+    config = dataclasses.replace(Config(), init_from=str(folder))
+    with pytest.raises(InputError, match="were converted, which are no run to go on with"):
+        find_start(config, folder / "checkpoints")
+
+
+def test_processes_with_other_data_or_keys_do_not_train_together(monkeypatch):
+    def other(found):
+        return found | changed
+
+    def texts(text):
+        return [text, json.dumps(other(json.loads(text)))]
+
+    monkeypatch.setattr(processes, "texts_from_all", texts)
+    changed = {"data.workers": "9"}  # follows the machine
+    builders.require_same_everywhere(Config(), [["an image"] * 3])
+    changed = {"optim.lr": "0.5"}
+    with pytest.raises(InputError, match="optim.lr must be the same .* and 0.5 on process 1"):
+        builders.require_same_everywhere(Config(), [])
+    changed = {"the number of examples of [1, 2]": "1"}
+    with pytest.raises(InputError, match="is 2 on process 0 and 1 on process 1"):
+        builders.require_same_everywhere(Config(), [[1, 2]])
 
 
 def test_without_init_from_the_weights_follow_from_the_seed(saved):
