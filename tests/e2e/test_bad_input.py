@@ -147,6 +147,6 @@ def test_a_full_disk_while_saving_leaves_the_previous_checkpoint_usable(env, tmp
         r" step 20 is complete and usable",
         line,
     )
-    assert "tmp" not in result.stdout  # nothing half-written
+    assert "checkpoint-tmp" not in result.stdout  # nothing half-written
     evaluated = json.loads(result.stdout.splitlines()[-1])
     assert (evaluated["step"], evaluated["num_examples"]) == (20, 360)
