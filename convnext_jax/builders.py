@@ -270,8 +270,16 @@ def workers_of(config: DataConfig) -> int:
 
 
 def checkpoint_dir(config: Config, workdir: Path) -> epath.Path:
-    """Where a run's checkpoints lie, absolute; `workdir` is absolute too."""
+    """Where a run's checkpoints lie, absolute; `workdir` is absolute too.
+
+    Raises:
+      InputError: they would lie in a store that marks no checkpoint as complete.
+    """
     chosen = config.checkpoint.dir
+    if chosen is not None and "://" in chosen and not chosen.startswith("gs://"):
+        raise InputError(
+            f"`checkpoint.dir` (={chosen}) must be on a disk or in a bucket (gs://...)"
+        )
     return epath.Path(workdir / "checkpoints") if chosen is None else absolute(chosen)
 
 

@@ -96,6 +96,12 @@ def test_a_workdir_of_converted_weights_is_no_run(saved):
         find_start(config, folder / "checkpoints")
 
 
+def test_a_store_that_marks_no_checkpoint_as_complete_is_refused(tmp_path):
+    config = from_dict({"checkpoint": {"dir": "s3://runs/in1k"}})
+    with pytest.raises(InputError, match=r"`checkpoint.dir` \(=s3://runs/in1k\) must be"):
+        builders.checkpoint_dir(config, tmp_path)
+
+
 def test_processes_with_other_data_or_keys_do_not_train_together(monkeypatch):
     def other(found):
         return found | changed

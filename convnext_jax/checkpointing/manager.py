@@ -25,6 +25,7 @@ from convnext_jax.checkpointing.steps import (
     delete_incomplete,
     delete_step,
     in_bucket,
+    is_complete,
     kept_steps,
     read_evaluation,
     write_evaluation,
@@ -111,7 +112,8 @@ class Checkpoints:
           description: what JSON can hold.
 
         Raises:
-          RunError: this save or an earlier one failed; earlier complete steps are untouched.
+          RunError: this save or an earlier one failed, or another run has saved this step here;
+            earlier complete steps are untouched.
         """
         items: dict[str, Any] = {
             name: ocp.args.StandardSave(value) for name, value in arrays.items()
@@ -121,12 +123,16 @@ class Checkpoints:
         if step in self._steps:
             return
         self._saving = step
+        folder = self._directory / str(step)
+        if processes.is_first() and retrying(lambda: is_complete(folder)):
+            raise RunError(
+                f"step {step} in {self._directory} was saved by another run meanwhile; two runs"
+                " must not have one directory of checkpoints"
+            )
 
         def start() -> None:
             # `force`: a folder of that name is none of a complete step, and is in nobody's way.
-            self._checkpointer.save(
-                self._directory / str(step), args=ocp.args.Composite(**items), force=True
-            )
+            self._checkpointer.save(folder, args=ocp.args.Composite(**items), force=True)
 
         try:
             retrying(lambda: self._check_space(arrays))

@@ -33,10 +33,11 @@ def completed_steps(directory: epath.PathLike) -> list[int]:
     if not directory.is_dir():
         return []
     folders = [path for path in directory.iterdir() if path.name.isdigit()]
-    return sorted(int(folder.name) for folder in folders if _is_complete(folder))
+    return sorted(int(folder.name) for folder in folders if is_complete(folder))
 
 
-def _is_complete(folder: epath.Path) -> bool:
+def is_complete(folder: epath.Path) -> bool:
+    """Whether a folder named by a step's number holds all of it."""
     return (folder / _COMPLETE).exists() if in_bucket(folder) else folder.is_dir()
 
 
@@ -104,7 +105,7 @@ def delete_step(directory: epath.Path, step: int) -> None:
 def delete_incomplete(directory: epath.Path) -> None:
     """Deletes what saves and deletions that were killed have left."""
     for path in directory.iterdir():
-        unmarked = in_bucket(path) and path.name.isdigit() and not _is_complete(path)
+        unmarked = in_bucket(path) and path.name.isdigit() and not is_complete(path)
         if _INCOMPLETE in path.name or unmarked:
             _delete(path)
 

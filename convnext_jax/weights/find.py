@@ -3,7 +3,7 @@
 All commands understand the same words, because all of them ask here:
 
 - a checkpoint of ours: a run's workdir, the directory of its checkpoints, or one step's; on a disk
-  or in a bucket (`gs://...`, `s3://...`);
+  or in a bucket (`gs://...`);
 - weights of others: a PyTorch or safetensors file or a Hugging Face folder, on a disk or in a
   bucket; the URL of a file; `hf-hub:organisation/name`; or a name of `list_pretrained()`.
 """
@@ -30,8 +30,8 @@ from convnext_jax.models.variants import VARIANTS
 _HUB = "hf-hub:"
 # What the commands' helps say of the argument that names weights.
 NAMES = (
-    "a run's workdir, its directory of checkpoints or one step's, here or in a bucket (gs://...,"
-    " s3://...); a PyTorch or safetensors file, or its URL; a Hugging Face folder;"
+    "a run's workdir, its directory of checkpoints or one step's, here or in a bucket"
+    " (gs://...); a PyTorch or safetensors file, or its URL; a Hugging Face folder;"
     " hf-hub:organisation/name; or a published name such as convnext_tiny.fb_in1k"
 )
 
@@ -207,7 +207,7 @@ def _path(source: str) -> Any:
         return epath.Path(source)
     except Exception as error:
         raise InputError(
-            f"{source} must be in a bucket (gs://..., s3://...) or behind http(s)://: {error}"
+            f"{source} must be in a bucket (gs://...) or behind http(s)://: {error}"
         ) from error
 
 

@@ -113,6 +113,16 @@ def test_a_save_that_fails_says_what_is_left(tmp_path):
         checkpoints.wait()
 
 
+def test_two_runs_in_one_directory_do_not_replace_each_others_steps(tmp_path):
+    late = manager.Checkpoints(tmp_path, best_metric="top1")
+    save(tmp_path, {1: 0.5})
+    with pytest.raises(RunError, match="step 1 in .* was saved by another run meanwhile"):
+        late.save(1, {"params": params(2)}, {"step": 1})
+    late.close()
+    assert manager.read_description(tmp_path, 1)["tuple"] == [1, 2]
+    assert (tmp_path / "1" / "evaluation.json").exists()
+
+
 def test_results_that_were_cut_off_are_computed_again(tmp_path):
     save(tmp_path, {3: 0.5})
     (tmp_path / "3" / "evaluation.json").write_text("")
