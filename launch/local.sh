@@ -6,7 +6,7 @@
 # Process i uses GPU i, if there are GPUs. SIGTERM and Ctrl-C reach every process; a second Ctrl-C
 # ends them at once. The first process that fails ends the others. When the script ends, nothing that
 # it started is left. Its status: 2 or 1, if a process said so; 75 (preempted after saving), if all
-# did; 130, if that was Ctrl-C's doing; 76 (start again), if processes were killed or lost each other.
+# did; 130, if that was Ctrl-C's doing; 76 (start again), if processes were killed or lost what they need.
 set -euo pipefail
 
 # How long the others may take to end after one has failed, before they are killed; and to find out by
@@ -14,7 +14,7 @@ set -euo pipefail
 GRACE_SECONDS=${GRACE_SECONDS:-30}
 PATIENCE_SECONDS=${PATIENCE_SECONDS:-5}
 PREEMPTED=75
-PEERS_LOST=76
+LOST=76
 INTERRUPTED=130
 
 if [[ ! ${1-} =~ ^[1-9][0-9]*$ ]]; then
@@ -41,18 +41,25 @@ interrupt() {
 trap 'signal_all TERM' TERM HUP
 trap interrupt INT
 
-# Ends what processes left behind; it has two seconds to go by itself.
-end_groups() {
+# Whether two seconds pass and there still is something that the processes started.
+groups_stay() {
   local pid tenth left
   for ((tenth = 0; tenth < 20; tenth++)); do
     left=''
     for pid in "${started[@]}"; do
       if kill -0 -- "-$pid" 2>/dev/null; then left=yes; fi
     done
-    if [[ -z $left ]]; then return; fi
+    if [[ -z $left ]]; then return 1; fi
     sleep 0.1
   done
-  for pid in "${started[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
+}
+# Ends what processes left behind, and sees it gone: what is killed takes its time where others compute.
+end_groups() {
+  local pid
+  if groups_stay; then
+    for pid in "${started[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
+    groups_stay || true
+  fi
 }
 trap end_groups EXIT
 
@@ -85,7 +92,7 @@ take() {
       return
       ;;
     # By the name of it, or killed by a signal.
-    "$PEERS_LOST" | 134 | 137 | 143) ((++lost)) ;;
+    "$LOST" | 134 | 137 | 143) ((++lost)) ;;
     2) failure=2 ;;
     *) if ((failure == 0)); then failure=$status; fi ;;
   esac
@@ -117,7 +124,7 @@ if ((failure)); then
 elif ((interrupted)); then
   exit "$INTERRUPTED"
 elif ((lost)); then
-  exit "$PEERS_LOST"
+  exit "$LOST"
 elif ((preempted == count)); then
   exit "$PREEMPTED"
 elif ((preempted)); then
