@@ -34,10 +34,10 @@ class Interrupted(Exception):
     """The user pressed Ctrl-C, and the run is saved. Commands exit with `INTERRUPTED_STATUS`."""
 
 
-class PeersLost(Exception):
-    """The processes of a run lost each other: one was killed, a machine or the network failed.
+class Lost(Exception):
+    """A run lost what it needs and may get back: other processes, a file server, a worker.
 
-    Command-line programs exit with status `PEERS_LOST_STATUS`: whoever sees it starts all processes
+    Command-line programs exit with status `LOST_STATUS`: whoever sees it starts all processes
     again, which go on from the last checkpoint.
     """
 
@@ -47,7 +47,7 @@ class PeersLost(Exception):
 RUN_STATUS = 1
 INPUT_STATUS = 2
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
-PEERS_LOST_STATUS = 76
+LOST_STATUS = 76
 INTERRUPTED_STATUS = 130  # as shells give it for SIGINT: 128 + 2
 
 
@@ -85,6 +85,6 @@ _STATUSES: dict[type[BaseException], int] = {
     InputError: INPUT_STATUS,
     RunError: RUN_STATUS,
     Preempted: PREEMPTED_STATUS,
-    PeersLost: PEERS_LOST_STATUS,
+    Lost: LOST_STATUS,
     Interrupted: INTERRUPTED_STATUS,
 }

@@ -1,9 +1,9 @@
 """Trains, or goes on training: `python -m convnext_jax.main --config FILE --workdir DIR`.
 
 The same command on the same workdir continues the run. Exit status: 0 done (also if it was done
-before); 1 the run had to stop; 2 the input cannot be used; 75 preempted, after saving; 76 the
-processes lost each other; 130 interrupted by Ctrl-C, after saving. All but the first come with one
-sentence on stderr.
+before); 1 the run had to stop; 2 the input cannot be used; 75 preempted, after saving; 76 lost
+what may come back, such as another process; 130 interrupted by Ctrl-C, after saving. All but the
+first come with one sentence on stderr.
 """
 
 from convnext_jax import interrupts
@@ -29,7 +29,14 @@ from convnext_jax import builders, processes
 from convnext_jax.checkpointing.shared import require_shared
 from convnext_jax.checkpointing.steps import completed_steps
 from convnext_jax.config import Config, all_keys, resolve, unknown_key
-from convnext_jax.errors import InputError, Interrupted, Preempted, exit_in_one_sentence
+from convnext_jax.errors import (
+    LOST_STATUS,
+    RUN_STATUS,
+    InputError,
+    Interrupted,
+    Preempted,
+    exit_in_one_sentence,
+)
 from convnext_jax.training import loop, summary
 from convnext_jax.training.mirror import Mirror
 
@@ -142,10 +149,10 @@ def main(argv: Sequence[str]) -> None:
                     raise Interrupted(str(error)) from error
                 raise
     except SystemExit as end:
-        if end.code == 1:
+        if end.code in (RUN_STATUS, LOST_STATUS):
             # After a save that failed, threads of Orbax wait for parts of it that do not come, and
             # the interpreter would wait for them.
-            interrupts.leave_at_once(1)
+            interrupts.leave_at_once(end.code)
         raise
 
 

@@ -22,11 +22,11 @@ from jax.experimental import multihost_utils
 
 from convnext_jax import interrupts
 from convnext_jax.errors import (
-    PEERS_LOST_STATUS,
+    LOST_STATUS,
     RUN_STATUS,
     InputError,
     Interrupted,
-    PeersLost,
+    Lost,
     Preempted,
     RunError,
     status_of,
@@ -64,7 +64,7 @@ def join() -> None:
 
     Raises:
       InputError: the variables are incomplete or no numbers.
-      PeersLost: the processes do not meet for another reason, such as a port that is in use.
+      Lost: the processes do not meet for another reason, such as a port that is in use.
     """
     if jax.distributed.is_initialized():
         return
@@ -96,7 +96,7 @@ def join() -> None:
         if len(missing) == len(_VARIABLES) and "must be called before" in str(error):
             return  # called from a program that uses JAX already, alone
         reason = str(error).strip().splitlines()[0]
-        raise PeersLost(f"the processes of this run do not meet: {reason}") from error
+        raise Lost(f"the processes of this run do not meet: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -275,7 +275,7 @@ def ending_together() -> Iterator[None]:
         _leave(listener)
     except (Preempted, Interrupted, SystemExit, KeyboardInterrupt):
         raise
-    except (InputError, RunError, PeersLost) as error:
+    except (InputError, RunError, Lost) as error:
         _fail(str(error), status_of(error))
     except jax.errors.JaxRuntimeError as error:
         reason = next(iter(str(error).strip().splitlines()), "")
@@ -285,7 +285,7 @@ def ending_together() -> Iterator[None]:
         _await_failure(_PATIENCE_SECONDS)
         _fail(
             f"the processes lost each other, perhaps because one was killed: {reason}",
-            PEERS_LOST_STATUS,
+            LOST_STATUS,
         )
     except Exception as error:  # a mistake of ours
         traceback.print_exc()

@@ -57,6 +57,11 @@ def is_passing(error: BaseException) -> bool:
     return False
 
 
+def is_gone(error: BaseException) -> bool:
+    """Whether an error says that a file is not there: trying again later may well be in vain."""
+    return isinstance(error, FileNotFoundError) or os.strerror(errno.ENOENT) in str(error)
+
+
 def retrying(action: Callable[[], Result]) -> Result:
     """Calls `action`, and again after each of `WAITS_SECONDS` while its error is passing.
 

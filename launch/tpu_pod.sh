@@ -29,7 +29,7 @@
 #   --dry-run           print the commands, run none
 #
 # Ends with the program's status: 0 done, 1 had to stop, 2 unusable input, 75 started again more often
-# than MAX_RESTARTS. 75, 76 (the processes lost each other), and hosts whose program was killed or that
+# than MAX_RESTARTS. 75, 76 (lost what may come back), and hosts whose program was killed or that
 # were cut off, are started again. Leaving with Ctrl-C does not end the run; `run` follows it again.
 set -euo pipefail
 

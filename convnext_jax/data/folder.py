@@ -9,7 +9,7 @@ from PIL import Image
 
 from convnext_jax.constants import IMAGE_EXTENSIONS
 from convnext_jax.data.decode import decode
-from convnext_jax.errors import InputError, RunError, did_you_mean
+from convnext_jax.errors import InputError, Lost, did_you_mean
 from convnext_jax.retry import is_passing, retrying
 
 # What a config calls such a dataset; its root is `data.dir`.
@@ -45,7 +45,7 @@ class FolderSource:
         Raises:
           InputError: there is no such folder; it has no classes; a class is empty; a folder may
             not be read.
-          RunError: the file system does not answer.
+          Lost: the file system does not answer.
         """
         self.name = NAME
         self.split = split
@@ -125,7 +125,7 @@ def _listed(split: str, class_name: str) -> tuple[list[str], list[str]]:
     try:
         return retrying(lambda: _files(split, class_name))
     except OSError as error:
-        kind = RunError if is_passing(error) else InputError
+        kind = Lost if is_passing(error) else InputError
         raise kind(f"{error.filename} cannot be listed: {error.strerror}") from error
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from convnext_jax.data.reading import Batch
-from convnext_jax.errors import InputError, RunError
-from convnext_jax.retry import WAITS_SECONDS, is_passing, retrying
+from convnext_jax.errors import InputError, Lost, RunError
+from convnext_jax.retry import WAITS_SECONDS, is_gone, is_passing, retrying
 
 # A thread or worker produces this many examples at a time: small enough that a batch is spread over
 # all of them, large enough that passing it between processes costs little beside decoding it.
@@ -176,14 +176,16 @@ def read_example(source: Examples, index: int) -> tuple[Image.Image, int]:
 
     Raises:
       InputError: the example cannot be used.
-      RunError: the problem did not pass; it is not the example's.
+      Lost: the problem did not pass; it is not the example's.
+      RunError: a file is not there any more.
     """
     try:
         return retrying(lambda: source[index])
     except Exception as error:
         if not is_passing(error):
             raise
-        raise RunError(
+        kind = RunError if is_gone(error) else Lost
+        raise kind(
             f"reading failed again and again, {sum(WAITS_SECONDS):.0f} seconds long: {error}"
         ) from None
 

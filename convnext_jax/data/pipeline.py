@@ -66,8 +66,8 @@ class Batches:
 
         Raises:
           InputError: an example cannot be used; raised here wherever it was read.
-          RunError: more examples had to be replaced than may be, or reading fails for reasons that
-            are not the data's.
+          RunError: more examples had to be replaced than may be, or a file is gone.
+          Lost: reading fails for reasons that are not the data's.
         """
         try:
             batch = next(self._reader)
@@ -248,8 +248,8 @@ class Passes:
 
         Raises:
           InputError: an example cannot be used; raised here wherever it was read.
-          RunError: more examples had to be left out than may be, or reading fails for reasons that
-            are not the data's.
+          RunError: more examples had to be left out than may be, or a file is gone.
+          Lost: reading fails for reasons that are not the data's.
         """
         if self._inside:
             self.close()  # the last pass was left early: what is ready now belongs to it

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 from convnext_jax.data import workers as worker_processes
-from convnext_jax.errors import InputError, RunError
+from convnext_jax.errors import InputError, Lost
 
 Batch = dict[str, np.ndarray]
 
@@ -152,7 +152,7 @@ def _in_words(error: BaseException) -> BaseException:
     status = str(error).partition("terminated unexpectedly with exit code ")[2]
     if not isinstance(error, RuntimeError) or not status:
         return error
-    found = RunError(
+    found = Lost(
         f"a decoding worker was killed (exit status {status.split()[0].rstrip('.')}), perhaps for"
         f" want of memory, which fewer `data.workers` need less of"
     )

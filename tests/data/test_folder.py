@@ -13,7 +13,7 @@ from convnext_jax import retry
 from convnext_jax.data import folder
 from convnext_jax.data.folder import FolderSource
 from convnext_jax.data.sources import check_same_classes, open_source
-from convnext_jax.errors import InputError, RunError
+from convnext_jax.errors import InputError, Lost
 
 CLASSES = {"cat": 3, "dog": 2, "emu": 1}
 
@@ -146,7 +146,7 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(root, monkeypatch
     failing[:] = [(name, errno.ESTALE)] * 2
     assert len(FolderSource(root, "train")) == before and not failing
     failing[:] = [(name, errno.ESTALE)] * 3
-    with pytest.raises(RunError, match=f"{name} cannot be listed: no answer"):
+    with pytest.raises(Lost, match=f"{name} cannot be listed: no answer"):
         FolderSource(root, "train")
     failing[:] = [(name, errno.EACCES)]
     with pytest.raises(InputError, match=f"{name} cannot be listed: no answer"):

@@ -9,7 +9,7 @@ from data.synthetic import Noise, Numbered
 
 from convnext_jax import retry
 from convnext_jax.data.pipeline import train_batches
-from convnext_jax.errors import InputError, RunError
+from convnext_jax.errors import InputError, Lost, RunError
 
 RUN = {"global_batch": 20, "seed": 1, "start_step": 0, "num_steps": 10, "threads": 1}
 
@@ -111,7 +111,7 @@ def test_passing_errors_are_tried_again_with_longer_waits(short_waits):
 def test_what_does_not_pass_is_not_the_inputs_fault(short_waits):
     # Nor is it a bad image that another may stand for.
     batches = train_batches(Flaky(99), Noise(), **RUN, skip_bad=True)
-    with pytest.raises(RunError, match="again and again, 4[0-9] seconds .* the server is away"):
+    with pytest.raises(Lost, match="again and again, 4[0-9] seconds .* the server is away"):
         list(batches)
 
 

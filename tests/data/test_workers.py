@@ -14,7 +14,7 @@ from data.synthetic import Numbered
 
 from convnext_jax.data.pipeline import Passes, train_batches
 from convnext_jax.data.transforms import EvalTransform
-from convnext_jax.errors import InputError, RunError
+from convnext_jax.errors import InputError, Lost
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 RUN = {"global_batch": 64, "seed": 0, "start_step": 0, "num_steps": 10**6, "workers": 2}
@@ -186,6 +186,6 @@ def test_a_worker_that_is_killed_ends_the_run_in_a_sentence():
     with train_batches(Numbered(1000), Slow(), **RUN | {"workers": 1}, threads=1) as batches:
         worker = next(batches)["image"].tobytes()[:3]
         os.kill(int.from_bytes(worker, "little"), signal.SIGKILL)
-        with pytest.raises(RunError, match=r"a decoding worker was killed \(exit status -9\)"):
+        with pytest.raises(Lost, match=r"a decoding worker was killed \(exit status -9\)"):
             for _ in range(100):
                 next(batches)

@@ -34,7 +34,7 @@ def test_the_documents_have_every_status_and_what_follows():
 
 def test_they_are_the_programs():
     assert {errors.INPUT_STATUS, errors.RUN_STATUS, errors.INTERRUPTED_STATUS} == FINAL
-    assert {errors.PREEMPTED_STATUS, errors.PEERS_LOST_STATUS} == {s for s in AGAIN if s < 128}
+    assert {errors.PREEMPTED_STATUS, errors.LOST_STATUS} == {s for s in AGAIN if s < 128}
 
 
 def test_the_scripts_start_again_after_the_same():
@@ -43,9 +43,9 @@ def test_the_scripts_start_again_after_the_same():
         (listed,) = re.findall(r"^AGAIN=['\"](.*)['\"]$", text, re.M)
         assert {int(s) for s in listed.removesuffix("|none").split("|")} == AGAIN, name
     local = (LAUNCH / "local.sh").read_text()
-    (lost,) = re.findall(r'^    "\$PEERS_LOST" \| ([0-9 |]+)\)', local, re.M)
+    (lost,) = re.findall(r'^    "\$LOST" \| ([0-9 |]+)\)', local, re.M)
     assert {int(s) for s in lost.split("|")} | {75, 76} == AGAIN
-    assert re.findall(r"^(?:PREEMPTED|PEERS_LOST|INTERRUPTED)=(\d+)$", local, re.M) == [
+    assert re.findall(r"^(?:PREEMPTED|LOST|INTERRUPTED)=(\d+)$", local, re.M) == [
         "75",
         "76",
         "130",
