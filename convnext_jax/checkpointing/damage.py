@@ -9,8 +9,10 @@ keeps checksums of its objects and never shows a part of one; reading everything
 network would find nothing that it does not.
 """
 
+import functools
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -26,7 +28,8 @@ from convnext_jax.checkpointing.steps import (
     in_bucket,
     write_at_once,
 )
-from convnext_jax.errors import RunError
+from convnext_jax.errors import Lost, RunError
+from convnext_jax.retry import is_gone, is_passing, retrying
 
 # In the directory of checkpoints; nothing is deleted that somebody may want to look at.
 DAMAGED = "damaged"
@@ -155,6 +158,56 @@ def first_damage(folder: epath.Path) -> tuple[str | None, str | None]:
     )
 
 
+def unreadable(folder: epath.Path) -> str | None:
+    """Reads each array of a step once, all processes together, each some of them.
+
+    For a step without checksums; no process waits for another meanwhile, as in restoring, where
+    one that fails would leave the others waiting.
+
+    Args:
+      folder: of the step.
+
+    Returns:
+      Why one cannot be read, or None; the same on all processes.
+
+    Raises:
+      Lost: the file system does not answer.
+    """
+    wrong = ""
+    try:
+        for item, name in _arrays(folder)[jax.process_index() :: jax.process_count()]:
+            retrying(functools.partial(_read, folder / item, name))
+    except Exception as error:
+        if is_passing(error) and not is_gone(error):
+            raise Lost(f"{folder} cannot be read: {error}") from error
+        wrong = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return next(filter(None, processes.texts_from_all(wrong)), None)
+
+
+def _arrays(folder: epath.Path) -> list[tuple[str, str]]:
+    """The items of a step and the names of their arrays, as Orbax wrote them down."""
+    found = []
+    for item in sorted(json.loads((folder / "_CHECKPOINT_METADATA").read_text())["item_handlers"]):
+        if not (folder / item / "_METADATA").exists():  # the description
+            json.loads((folder / item / "metadata").read_text())
+            continue
+        leaves = json.loads((folder / item / "_METADATA").read_text())["tree_metadata"].values()
+        found += [
+            (item, ".".join(key["key"] for key in leaf["key_metadata"]))
+            for leaf in leaves
+            if leaf["value_metadata"]["value_type"] == "jax.Array"
+        ]
+    return found
+
+
+def _read(item: epath.Path, name: str) -> None:
+    base = os.fspath(item) if in_bucket(item) else f"file://{os.fspath(item)}"
+    import tensorstore  # as Orbax does, which has loaded it by now
+
+    kvstore = {"driver": "ocdbt", "base": f"{base}/", "path": f"{name}/"}
+    tensorstore.open({"driver": "zarr", "kvstore": kvstore}).result().read().result()
+
+
 def set_damaged_aside(directory: epath.PathLike, *, stop: bool) -> list[str]:
     """Makes the newest step one that is whole, on all processes.
 
@@ -178,9 +231,11 @@ def set_damaged_aside(directory: epath.PathLike, *, stop: bool) -> list[str]:
     for step in reversed(steps):
         damage, unverified = first_damage(directory / str(step))
         name = f"the checkpoint of step {step} in {directory}"
-        if damage is None:
-            if unverified is not None:
+        if damage is None and unverified is not None:
+            damage = unreadable(directory / str(step))
+            if damage is None:
                 said.append(f"{name} is used, but not verified: {unverified}")
+        if damage is None:
             return said
         moved = f"{name} is damaged: {damage}"
         if stop:

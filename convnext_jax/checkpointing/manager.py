@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from convnext_jax import processes, tree
+from convnext_jax.checkpointing import owner
 from convnext_jax.checkpointing.damage import Stopped, write_checksums
 from convnext_jax.checkpointing.shared import appears, require_step
 from convnext_jax.checkpointing.steps import (
@@ -25,13 +26,12 @@ from convnext_jax.checkpointing.steps import (
     delete_incomplete,
     delete_step,
     in_bucket,
-    is_complete,
     kept_steps,
     read_evaluation,
     write_evaluation,
 )
-from convnext_jax.errors import InputError, RunError
-from convnext_jax.retry import retrying
+from convnext_jax.errors import InputError, Lost, RunError
+from convnext_jax.retry import is_passing, retrying
 
 # The items of a step that are trees of arrays.
 ARRAYS = ("params", "ema", "optimizer")
@@ -56,7 +56,7 @@ class Checkpoints:
         keep_last: int = 2,
         notice: Callable[[str], None] = print,
     ) -> None:
-        """Opens the directory, creates it if need be, and clears away what a killed save left.
+        """Looks at the directory, and changes nothing there.
 
         Args:
           directory: absolute path; only runs write there.
@@ -74,8 +74,6 @@ class Checkpoints:
         self._notice = notice
         found = "{}"
         if processes.is_first():
-            self._directory.mkdir(parents=True, exist_ok=True)
-            delete_incomplete(self._directory)
             steps = completed_steps(self._directory)
             found = json.dumps({step: read_evaluation(directory, step) for step in steps})
         # The complete steps, and the results of those that were evaluated.
@@ -86,6 +84,7 @@ class Checkpoints:
         latest = self.latest_step()
         if latest is not None:
             require_step(self._directory, latest)
+        self._run = ""  # as the directory's owner
         self._saving: int | None = None  # the step whose save was started last
         self._failed = self._closed = False
         self._checkpointer = ocp.AsyncCheckpointer(_handler())
@@ -94,6 +93,27 @@ class Checkpoints:
         self._summer = ThreadPoolExecutor(1, thread_name_prefix="checksums")
         self._sums: list[Future[None]] = []
         self._stop = threading.Event()
+
+    def begin(self) -> None:
+        """Makes the directory this run's, creating it if need be; the first save does it, too.
+
+        What a killed save left is cleared away. Another run that still writes there finds out
+        before its next save, and ends.
+
+        Raises:
+          RunError: another run has saved a step since this one looked.
+        """
+        if not processes.is_first() or self._run:
+            return
+        newest = max(completed_steps(self._directory), default=None)
+        if newest != self.latest_step():
+            raise RunError(
+                f"another run saved step {newest} in {self._directory} while this one began from"
+                f" step {self.latest_step()}; the same command begins from the newest"
+            )
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._run = owner.take(self._directory)
+        delete_incomplete(self._directory)
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
@@ -112,8 +132,9 @@ class Checkpoints:
           description: what JSON can hold.
 
         Raises:
-          RunError: this save or an earlier one failed, or another run has saved this step here;
-            earlier complete steps are untouched.
+          RunError: this save or an earlier one failed, or another run has begun here; earlier
+            complete steps are untouched.
+          Lost: this save or an earlier one failed for a reason that may be gone later.
         """
         items: dict[str, Any] = {
             name: ocp.args.StandardSave(value) for name, value in arrays.items()
@@ -124,11 +145,8 @@ class Checkpoints:
             return
         self._saving = step
         folder = self._directory / str(step)
-        if processes.is_first() and retrying(lambda: is_complete(folder)):
-            raise RunError(
-                f"step {step} in {self._directory} was saved by another run meanwhile; two runs"
-                " must not have one directory of checkpoints"
-            )
+        self.begin()
+        self._require_owned()
 
         def start() -> None:
             # `force`: a folder of that name is none of a complete step, and is in nobody's way.
@@ -142,8 +160,13 @@ class Checkpoints:
             raise self._failure(error) from error
         self._writes = [self._writer.submit(self._finish, step)]
 
+    def _require_owned(self) -> None:
+        if processes.is_first() and self._run:
+            owner.require(self._directory, self._run)
+
     def _finish(self, step: int) -> None:
         self._checkpointer.wait_until_finished()
+        self._require_owned()
         self._steps[step] = None
         self._sums = [
             *(s for s in self._sums if not s.done()),
@@ -212,11 +235,12 @@ class Checkpoints:
 
         Raises:
           RunError: one of them failed.
+          Lost: one of them did, for a reason that may be gone later.
         """
         self._raise(self._writes)
 
     def check(self) -> None:
-        """Raises `RunError` if a save failed meanwhile; does not wait."""
+        """Raises `RunError` or `Lost` if a save failed meanwhile; does not wait."""
         self._raise([write for write in self._writes if write.done()])
 
     def _raise(self, writes: list[Future[None]]) -> None:
@@ -226,13 +250,18 @@ class Checkpoints:
         except Exception as error:
             raise self._failure(error) from error
 
-    def _failure(self, error: Exception) -> RunError:
+    def _failure(self, error: Exception) -> Exception:
         self._failed = True
+        try:
+            self._require_owned()
+        except RunError as taken:  # and cleared away what was half-written
+            return taken
         complete = completed_steps(self._directory)
         kept = (
             f"step {complete[-1]} is complete and usable" if complete else "there is no earlier one"
         )
-        return RunError(
+        kind = Lost if is_passing(error) else RunError
+        return kind(
             f"saving step {self._saving} to {self._directory} failed ({_reason(error)}); {kept}"
         )
 
@@ -243,7 +272,7 @@ class Checkpoints:
           hurry: leave out checksums that are not computed within seconds.
 
         Raises:
-          RunError: a save failed, and no call raised that before.
+          RunError, Lost: a save failed, and no call raised that before.
         """
         if self._closed:
             return

@@ -7,6 +7,7 @@ bucket, where nothing can be renamed at once, a last file says so.
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -58,22 +59,23 @@ def write_evaluation(directory: epath.Path, step: int, record: Mapping[str, floa
     write_at_once(directory / str(step) / EVALUATION, json.dumps(dict(record)) + "\n")
 
 
-def write_at_once(path: epath.Path, text: str) -> None:
-    """Writes a small file so that at every moment either none of it is there or all."""
+def write_at_once(path: epath.Path | Path, content: str | bytes) -> None:
+    """Writes a small file so that at every moment what was there before is there, or all of it."""
+    data = content.encode() if isinstance(content, str) else content
     if in_bucket(path):  # an object appears when it is whole
-        retrying(lambda: path.write_text(text))
+        retrying(lambda: path.write_bytes(data))
         return
     temporary = path.with_name(path.name + ".tmp")
 
     def write() -> None:
-        with temporary.open("w") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             # Else, where the machine goes down, the new name may come with nothing behind it.
             os.fsync(file.fileno())
 
     retrying(write)
-    temporary.replace(path)
+    temporary.replace(os.fspath(path))
 
 
 def kept_steps(scores: Mapping[int, float | None], keep_last: int) -> set[int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections import deque
@@ -18,6 +19,7 @@ from convnext_jax import sharding
 from convnext_jax.checkpointing.damage import set_damaged_aside
 from convnext_jax.checkpointing.manager import Checkpoints, abstract_like, restore
 from convnext_jax.data.pipeline import Batches
+from convnext_jax.data.workers import end_workers
 from convnext_jax.errors import Preempted, RunError
 from convnext_jax.evaluation.evaluator import Evaluator
 from convnext_jax.processes import Preemption, compile_together, is_first
@@ -120,14 +122,16 @@ def train(
       Preempted: and the run is saved.
       RunError: a loss that is not finite, a save that failed, no checkpoint is whole, or this
         process does not see the newest one.
+      Lost: a file system that was asked again and again, or a decoding worker.
       InputError: the run's checkpoint belongs to another model.
     """
     with contextlib.ExitStack() as stack:
         damaged = set_damaged_aside(directory, stop=run.stop_at_damage)
         checkpoints = Checkpoints(directory, keep_last=run.keep_last, best_metric=run.best_metric)
-        stack.callback(checkpoints.close)
+        stack.push(functools.partial(_close, checkpoints))
         start = checkpoints.latest_step() or 0
         state = restore_state(run, directory, start) if start else run.initialize()
+        checkpoints.begin()  # not before: a command that is refused leaves all as it is
         evaluated = checkpoints.evaluation(start)
         if evaluated is not None:  # earlier versions stored results alone
             evaluated = {"epoch": start / run.steps_per_epoch} | dict(evaluated)
@@ -148,7 +152,7 @@ def train(
             reporter.line(line)
         if start:
             reporter.line(f"resuming after step {start} of {run.total_steps}")
-        batches = stack.enter_context(contextlib.closing(run.batches(start)))
+        batches = stack.enter_context(contextlib.closing(run.batches(min(start, run.total_steps))))
         stack.callback(run.evaluator.close)
         watchdog = stack.enter_context(Watchdog(run.hang_seconds))
         meter = _Meter(run, reporter, start, checkpoints)
@@ -162,13 +166,15 @@ def train(
         # Not the first steps: they compile.
         profile_from = start + 1 + _STEPS_IN_FLIGHT
         profile_to = min(profile_from + run.profile_steps, run.total_steps)
-        for step in range(start, run.total_steps + 1):
-            evaluate = step == run.total_steps or step % run.evaluate_every == 0
+        # A run that was made shorter meanwhile may be beyond its end.
+        last = max(start, run.total_steps)
+        for step in range(start, last + 1):
+            evaluate = step == last or step % run.evaluate_every == 0
             save = run.save_every is not None and step % run.save_every == 0
             if step == start:
                 # What is due here was done before, except for an evaluation that was interrupted.
                 save, evaluate = False, evaluate and start > 0 and evaluated is None
-            leave = step < run.total_steps and preemption.noticed()
+            leave = step < last and preemption.noticed()
             if evaluate or save or (leave and step > start):
                 meter.drain()
                 with meter.paused():
@@ -190,9 +196,11 @@ def train(
                 watchdog.beat(f"saving step {step}")
                 checkpoints.wait()
                 checkpoints.close(hurry=True)
+                # All is safe: whoever told the run to go may not wait for each worker to end.
+                end_workers()
                 how = "interrupted" if preemption.interrupted else "preempted"
                 raise Preempted(f"{how} {_farewell(step, run.total_steps)}")
-            if step == run.total_steps:
+            if step == last:
                 break
             watchdog.beat(f"step {step + 1}")
             if profile_from < profile_to and step == profile_from:
@@ -220,6 +228,13 @@ def train(
                 jax.profiler.stop_trace()
         checkpoints.wait()
     return state
+
+
+def _close(checkpoints: Checkpoints, kind: type | None, error: object, trace: object) -> None:
+    """Waits for what is being written; not where peers are lost, who would have to take part."""
+    del kind, trace
+    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+        checkpoints.close()
 
 
 class _EvaluationInterrupted(Exception):

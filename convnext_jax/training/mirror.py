@@ -9,7 +9,7 @@ from pathlib import Path
 
 from etils import epath
 
-from convnext_jax.checkpointing.steps import files_below, in_bucket
+from convnext_jax.checkpointing.steps import files_below, in_bucket, write_at_once
 from convnext_jax.training.reporting import CONFIG_FILE, METRICS_FILE, TENSORBOARD, parse_records
 from convnext_jax.training.summary import CURVES_FILE, SUMMARY_FILE
 
@@ -63,9 +63,11 @@ class Mirror:
         here = self._workdir / METRICS_FILE
         if here.exists() and _last_step(here.read_text(encoding="utf-8")) >= theirs:
             return
-        for name, path in files_below(self._place).items():
+        found = files_below(self._place)
+        # The one that is looked at here comes last: until then another start would fetch all again.
+        for name in sorted(found, key=lambda name: name == METRICS_FILE):
             (self._workdir / name).parent.mkdir(parents=True, exist_ok=True)
-            (self._workdir / name).write_bytes(path.read_bytes())
+            write_at_once(self._workdir / name, found[name].read_bytes())
 
     def push(self) -> None:
         """Copies what has changed, soon."""
@@ -97,12 +99,7 @@ class Mirror:
             return
         target = self._place / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if in_bucket(target):  # an object appears when it is whole
-            target.write_bytes(path.read_bytes())
-        else:
-            temporary = target.with_name(target.name + ".tmp")
-            temporary.write_bytes(path.read_bytes())
-            temporary.replace(target)
+        write_at_once(target, path.read_bytes())
         self._copied[name] = (found.st_mtime_ns, found.st_size)
 
 

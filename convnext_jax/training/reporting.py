@@ -1,5 +1,6 @@
 """What a run tells: a progress bar or log lines, `metrics.jsonl`, TensorBoard events."""
 
+import contextlib
 import json
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from convnext_jax.checkpointing.steps import write_at_once
 from convnext_jax.constants import PARAMETERS
 from convnext_jax.errors import RunError
 
@@ -50,7 +52,7 @@ class Reporter:
         if not active:
             return
         self._workdir = workdir
-        cut_records(workdir / METRICS_FILE, start_step, evaluation)
+        lost = cut_records(workdir / METRICS_FILE, start_step, evaluation)
         # Unbuffered: what is recorded is there when the process is killed.
         self._records = (workdir / METRICS_FILE).open("ab", buffering=0)
         self._tensorboard = _TensorBoard(workdir / TENSORBOARD) if tensorboard else None
@@ -62,6 +64,8 @@ class Reporter:
             smoothing=0.05,
             disable=not sys.stderr.isatty(),
         )
+        if lost:
+            self.line(f"{workdir / METRICS_FILE}: {lost} lines were no records and are dropped")
 
     def start(self, params: Any, config: dict[str, Any], *, table: bool = False) -> None:
         """Prints the parameters; writes `config.json`, naming keys that have changed.
@@ -82,12 +86,13 @@ class Reporter:
             count, size = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
             self.line(f"parameters: {count:,} in {len(leaves)} arrays, {size / 2**20:,.1f} MiB")
         path = self._workdir / CONFIG_FILE
-        if path.exists():
-            before, now = flat(json.loads(path.read_text(encoding="utf-8"))), flat(config)
+        earlier = read_json(path)
+        if earlier is not None:
+            before, now = flat(earlier), flat(config)
             for key in sorted(before.keys() | now.keys()):
                 if before.get(key) != now.get(key):
                     self.line(f"config changed: {key} was {before.get(key)}, is {now.get(key)}")
-        replace_text(path, json.dumps(config, indent=2) + "\n")
+        write_at_once(path, json.dumps(config, indent=2) + "\n")
 
     def begin(self) -> None:
         """Says that steps begin now: what came before does not count in the estimate of the end."""
@@ -214,36 +219,54 @@ def is_evaluation(record: Mapping[str, float]) -> bool:
 
 def read_records(path: Path) -> list[dict[str, float]]:
     """Reads `metrics.jsonl`; a last line that was cut off by a kill is left out."""
-    return parse_records(path.read_text(encoding="utf-8")) if path.exists() else []
+    return parse_records(_text(path))
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def parse_records(text: str) -> list[dict[str, float]]:
-    """The records in the text of a `metrics.jsonl`."""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    """The records in the text of a `metrics.jsonl`.
+
+    Lines that are none are left out: a machine that went down may leave them.
+    """
+    records = []
+    for line in text.split("\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
-def cut_records(path: Path, step: int, evaluation: Mapping[str, float] | None) -> None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Reads a file of JSON; None where there is none, or a machine that went down cut it off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def cut_records(path: Path, step: int, evaluation: Mapping[str, float] | None) -> int:
     """Rewrites `metrics.jsonl` as it was when the checkpoint of a step was complete.
 
     Args:
       path: of the file.
       step: records of later ones go.
       evaluation: of that step, as its checkpoint has it: it takes the place of what is recorded.
+
+    Returns:
+      How many lines were no records.
     """
+    text = _text(path)
+    records = parse_records(text)
     kept = [
         record
-        for record in read_records(path)
+        for record in records
         if record["step"] < step or (record["step"] == step and not is_evaluation(record))
     ]
     kept += [] if evaluation is None else [{"step": step} | dict(evaluation)]
-    replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file so that at every moment either the old or the new one is there."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_at_once(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return text.count("\n") - len(records)
 
 
 def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

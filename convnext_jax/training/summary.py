@@ -5,12 +5,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from convnext_jax.checkpointing.steps import write_at_once
 from convnext_jax.constants import PARAMETERS
 from convnext_jax.training.reporting import (
     METRICS_FILE,
     is_evaluation,
+    read_json,
     read_records,
-    replace_text,
 )
 
 SUMMARY_FILE = "summary.json"
@@ -42,7 +43,7 @@ def write_summary(workdir: Path, facts: dict[str, Any]) -> dict[str, Any]:
     for name in ("images_per_second", "data_wait_fraction"):
         if speeds:
             summary[name] = statistics.median(record[name] for record in speeds[1:] or speeds)
-    replace_text(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    write_at_once(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -111,9 +112,8 @@ def write_curves(workdir: Path, title: str) -> None:
 
 def is_finished(workdir: Path, total_steps: int) -> bool:
     """Whether `summary.json` is there, of a run of so many steps or more."""
-    if not (workdir / SUMMARY_FILE).exists():
-        return False
-    return read_summary(workdir).get("final", {}).get("step", 0) >= total_steps
+    found = read_json(workdir / SUMMARY_FILE) or {}
+    return found.get("final", {}).get("step", 0) >= total_steps
 
 
 def read_summary(workdir: Path) -> dict[str, Any]:

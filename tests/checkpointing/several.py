@@ -15,7 +15,7 @@ from etils import epath
 
 from convnext_jax import processes, sharding
 from convnext_jax.checkpointing import damage, manager, shared
-from convnext_jax.errors import InputError, RunError
+from convnext_jax.errors import InputError, Lost, RunError
 
 
 def sentence(action, *arguments):
@@ -23,7 +23,7 @@ def sentence(action, *arguments):
     began = time.monotonic()
     try:
         action(*arguments)
-    except (InputError, RunError) as error:
+    except (InputError, Lost, RunError) as error:
         return str(error), time.monotonic() - began
     return "", time.monotonic() - began
 

@@ -149,6 +149,22 @@ def test_a_step_without_checksums_is_used_and_said_to_be_unverified(directory):
     assert manager.completed_steps(directory) == [1, 2]
 
 
+def fill_with_zeros(folder):
+    path = largest(folder)
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("plant", [fill_with_zeros, lose_a_file, lose_an_item])
+def test_a_step_without_checksums_that_cannot_be_read_is_set_aside(directory, plant):
+    """A machine that went down may leave names of files without their contents."""
+    (directory / "2" / CHECKSUMS).unlink()
+    plant(directory / "2")
+    (sentence,) = damage.set_damaged_aside(directory, stop=False)
+    assert sentence.startswith(f"the checkpoint of step 2 in {directory} is damaged: ")
+    assert len(sentence.splitlines()) == 1
+    assert manager.completed_steps(directory) == [1]
+
+
 def test_a_step_is_complete_before_anything_of_it_is_read_back(tmp_path, monkeypatch):
     gate = threading.Event()
     fingerprint = damage._fingerprint

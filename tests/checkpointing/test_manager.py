@@ -1,5 +1,8 @@
 """Saving and restoring; what happens with real runs is in tests/e2e."""
 
+import errno
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 
 from convnext_jax import sharding
 from convnext_jax.checkpointing import manager
-from convnext_jax.errors import InputError, RunError
+from convnext_jax.errors import InputError, Lost, RunError
 
 
 def params(scale=1.0, width=8):
@@ -114,13 +117,51 @@ def test_a_save_that_fails_says_what_is_left(tmp_path):
 
 
 def test_two_runs_in_one_directory_do_not_replace_each_others_steps(tmp_path):
-    late = manager.Checkpoints(tmp_path, best_metric="top1")
+    first, late = (manager.Checkpoints(tmp_path, best_metric="top1") for _ in range(2))
+    first.begin()
     save(tmp_path, {1: 0.5})
-    with pytest.raises(RunError, match="step 1 in .* was saved by another run meanwhile"):
+    for step in (1, 2):
+        with pytest.raises(
+            RunError, match=f"another run has begun in .*, process {os.getpid()} on"
+        ):
+            first.save(step, {"params": params(2)}, {"step": 1})
+    first.close()
+    with pytest.raises(RunError, match="another run saved step 1 in .* began from step None"):
         late.save(1, {"params": params(2)}, {"step": 1})
     late.close()
     assert manager.read_description(tmp_path, 1)["tuple"] == [1, 2]
     assert (tmp_path / "1" / "evaluation.json").exists()
+
+
+def test_a_run_that_begins_during_a_save_of_another_takes_over(tmp_path, monkeypatch):
+    first = manager.Checkpoints(tmp_path, best_metric="top1")
+    save = first._checkpointer.save
+
+    def meanwhile(*arguments, **options):
+        save(*arguments, **options)
+        first._checkpointer.wait_until_finished()  # else threads of Orbax, too, say what they miss
+        second = manager.Checkpoints(tmp_path, best_metric="top1")
+        second.begin()
+        second.close()
+
+    monkeypatch.setattr(first._checkpointer, "save", meanwhile)
+    with pytest.raises(RunError, match="another run has begun in "):
+        first.save(1, {"params": params(2)}, {"step": 1})
+        first.wait()
+    first.close()
+
+
+def test_a_passing_error_is_not_the_end_of_a_run(tmp_path, monkeypatch):
+    checkpoints = manager.Checkpoints(tmp_path, best_metric="top1")
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("convnext_jax.retry.WAITS_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(checkpoints._checkpointer, "save", fail)
+    with pytest.raises(Lost, match="saving step 1 to .* failed .*; there is no earlier one"):
+        checkpoints.save(1, {"params": params(2)}, {})
+    checkpoints.close()
 
 
 def test_results_that_were_cut_off_are_computed_again(tmp_path):

@@ -16,6 +16,7 @@ from etils import epath
 from convnext_jax import sharding
 from convnext_jax.checkpointing.steps import EVALUATION, completed_steps
 from convnext_jax.errors import InputError, Preempted, RunError
+from convnext_jax.training import summary
 from convnext_jax.training.loop import Run, train
 from convnext_jax.training.mirror import Mirror
 from convnext_jax.training.reporting import read_records
@@ -197,6 +198,15 @@ def test_a_kill_between_record_and_checkpoint_leaves_one_record(tmp_path):
     (tmp_path / "checkpoints" / "12" / EVALUATION).unlink()
     go(build(scores), tmp_path)
     assert evaluated(tmp_path) == list(SCORES.items())
+
+
+def test_a_run_made_shorter_than_it_is_gets_its_evaluation(tmp_path):
+    with pytest.raises(Preempted, match="after step 10 of 12"):
+        go(build(scores), tmp_path, At(13))
+    state = go(build(scores, total_steps=9), tmp_path)
+    assert int(state.params["kernel"][0]) == 10
+    assert evaluated(tmp_path) == [(4, 0.5), (8, 0.9), (10, 0.1)]
+    assert summary.write_summary(tmp_path, {})["final"]["step"] == 10
 
 
 def test_results_of_earlier_versions_count(tmp_path):

@@ -37,6 +37,24 @@ def test_records_after_the_checkpoint_are_dropped(tmp_path, capsys):
     assert "step 5/9  epoch 1.0  loss 5.0000  lr 1.00e-01  10 images/s" in capsys.readouterr().out
 
 
+def test_what_a_machine_that_went_down_left_ends_no_start(tmp_path, capsys):
+    record(tmp_path, 0, [1, 2])
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b"\0\xff\0\n" + "\n".join([lines[0], lines[1][:20], lines[1], ""]).encode()
+    )
+    for name in ("config.json", "summary.json"):
+        (tmp_path / name).write_text("")
+    assert not summary.is_finished(tmp_path, 2)
+    reporter = Reporter(tmp_path, start_step=2, total_steps=9, tensorboard=False)
+    reporter.start({}, {"seed": 1})
+    reporter.train(3, TRAINING)
+    reporter.close()
+    assert [r["step"] for r in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert "metrics.jsonl: 2 lines were no records and are dropped" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1}
+
+
 def test_tensorboard_events_hold_what_was_recorded(tmp_path):
     from tensorboard.backend.event_processing import event_accumulator
     from tensorboard.util import tensor_util
