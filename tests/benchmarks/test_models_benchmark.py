@@ -82,6 +82,7 @@ def measured(tmp_path_factory) -> dict:
     return result
 
 
+@pytest.mark.slow  # for `measured`, a minute
 def test_results_hold_every_field(measured):
     assert measured["model"] == "test_convnext" and measured["mode"] == "train"
     assert (measured["batch"], measured["image_size"], measured["rounds"]) == (2, 32, 1)
@@ -111,6 +112,7 @@ def test_results_hold_every_field(measured):
     assert measured["ratios"] == {"timm": speeds[0] / speeds[1]}
 
 
+@pytest.mark.slow  # for `measured`, a minute
 def test_failures_are_recorded(measured):
     error = measured["contestants"]["nnx-naive"]["error"]
     assert error.startswith("`model` (=test_convnext) must be a plain ConvNeXt V1")
@@ -204,6 +206,7 @@ def check_with(monkeypatch, committed: Path, new: dict | None) -> int:
     return ending.value.code
 
 
+@pytest.mark.slow  # for `measured`, a minute
 def test_check_finds_what_became_slower(measured, monkeypatch, tmp_path, capsys):
     here = measured | {"device": check.this_device()["device"]}
     check.write_result(tmp_path, here)
@@ -219,6 +222,7 @@ def test_check_finds_what_became_slower(measured, monkeypatch, tmp_path, capsys)
     assert capsys.readouterr().out == f"{name}: timm could not be measured: no timm\n"
 
 
+@pytest.mark.slow  # for `measured`, a minute
 def test_check_skips_other_devices_and_other_files(measured, monkeypatch, tmp_path, capsys):
     check.write_result(tmp_path, measured | {"device": "abacus"})
     (tmp_path / "input-train-cpu.json").write_text('{"another": "benchmark"}')

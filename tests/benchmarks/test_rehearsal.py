@@ -46,11 +46,9 @@ def stage(tmp_path_factory):
     return Stage(tmp_path_factory.mktemp("stage"), TOY)
 
 
-SLOW = ("folder-2", "evaluate", "resume", "xl-1", "xl-2", "together")
-
-
+@pytest.mark.slow  # a minute each
 @pytest.mark.parametrize(
-    "part", ["imagenet1k-2", *(pytest.param(part, marks=pytest.mark.slow) for part in SLOW)]
+    "part", ["imagenet1k-2", "folder-2", "evaluate", "resume", "xl-1", "xl-2", "together"]
 )
 def test_a_part(part, stage):
     result = PARTS[part](stage)

@@ -11,7 +11,7 @@ def expected(folders, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("kind", ["one", "save"])
+@pytest.mark.parametrize("kind", ["one", pytest.param("save", marks=pytest.mark.slow)])
 def test_two_processes_survive(kind, expected, env, tmp_path):
     kill = next(kill for kill in chaos.draw(seed=1, count=5) if kill.kind == kind)
     row = chaos.survive(kill, tmp_path, expected, env)

@@ -173,6 +173,7 @@ def test_imagenet1k_and_an_exact_evaluation(large_1k, folders):
     assert again["loss"] == pytest.approx(evaluation["eval_ema_loss"], rel=1e-5)
 
 
+@pytest.mark.slow  # test_recipes.py reads its config, models/ has its gradients
 def test_imagenet1k_isotropic(train, imagenet1k):
     sizes = {"model.depths": (2,), "model.dims": (16,)}
     trained = train("imagenet1k_isotropic", "small", imagenet1k | sizes)
@@ -195,6 +196,7 @@ def test_from_imagenet22k_to_1k_the_head_is_new(train, imagenet1k, xlarge_22k):
     started_from(trained, xlarge_22k, "params", new_head=True)
 
 
+@pytest.mark.slow  # test_builders.py has it without a run
 def test_from_1k_to_1k_the_head_is_kept_and_the_average_is_taken(train, imagenet1k, large_1k):
     values = imagenet1k | {"init_from": large_1k.workdir, "data.image_size": 64}
     trained = train("finetune_1k", "large_384", values)
@@ -204,6 +206,7 @@ def test_from_1k_to_1k_the_head_is_kept_and_the_average_is_taken(train, imagenet
         started_from(trained, large_1k, "params", new_head=False)
 
 
+@pytest.mark.slow  # the next one has it with a folder
 def test_fine_tuning_on_another_dataset(train, imagenet22k, large_1k):
     values = imagenet22k | {"init_from": large_1k.workdir, "data.name": "imagenet22k"}
     trained = train("finetune", "large", values)

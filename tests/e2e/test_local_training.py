@@ -36,6 +36,7 @@ def losses(workdir):
     return dict(found)
 
 
+@pytest.mark.slow  # test_processes.py has it without the script, and the next one with it
 def test_two_processes_train_as_one(environment, tmp_path):
     for processes in (2, 1):
         arguments = command(tmp_path / str(processes), "--config.num_steps=6", processes=processes)

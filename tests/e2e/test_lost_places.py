@@ -44,7 +44,7 @@ def whole(folders, images, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_data_directory_is_lost(workers, images, whole, env, tmp_path):
     overrides, broken = on_images(images, workers), tmp_path / "broken"
     process = subprocess.Popen(
@@ -108,6 +108,7 @@ def test_the_checkpoints_become_read_only(env, tmp_path):
     assert result.returncode == 0
 
 
+@pytest.mark.slow  # training/test_loop.py has it without a whole run
 def test_the_machine_is_lost_and_the_checkpoints_are_not(env, tmp_path):
     # Another directory stands in for a bucket; those are in test_buckets.py.
     bucket = tmp_path / "bucket"

@@ -54,7 +54,9 @@ def finish(workdir, env, whole, *overrides):
 
 
 @pytest.mark.parametrize(
-    "overrides", [(), ("--config.data.workers=1",)], ids=["threads", "worker process"]
+    "overrides",
+    [pytest.param((), marks=pytest.mark.slow), ("--config.data.workers=1",)],
+    ids=["threads", "worker process"],
 )
 def test_sigterm_between_steps(overrides, whole, env, tmp_path):
     status, errors = told_to_go(

@@ -84,7 +84,8 @@ def test_processes_give_the_run_of_one(count, devices, fsdp, start, one_process,
         assert "step" not in printed  # only the first reports
 
 
-@pytest.mark.parametrize("later, devices", [(1, 4), pytest.param(4, 1, marks=pytest.mark.slow)])
+@pytest.mark.slow  # `make chaos` has it
+@pytest.mark.parametrize("later, devices", [(1, 4), (4, 1)])
 def test_a_preempted_run_goes_on_with_another_number_of_processes(
     later, devices, start, one_process, env, tmp_path
 ):

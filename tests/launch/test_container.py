@@ -38,7 +38,7 @@ def test_the_drivers_of_a_gke_node_are_found():
     assert variables()["LD_LIBRARY_PATH"].split(":")[0] == "/usr/local/nvidia/lib64"
 
 
-@pytest.mark.skipif(not available(), reason="needs root and mount namespaces")
+@pytest.mark.skipif(not available(), reason="needs root, mount namespaces, no checkout in /tmp")
 @pytest.mark.parametrize(
     "volumes", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["pod", "docker run"]
 )

@@ -101,6 +101,7 @@ def test_on_the_hub_and_in_the_web(hub, params):
         same(find(source).on_host(), params)
 
 
+@pytest.mark.slow  # the others look for every name, and each command's own tests give it one
 def test_every_command_takes_every_name(places, bucket, hub, tmp_path, capsys, params):
     picture = str(tmp_path / "x.png")
     from PIL import Image
