@@ -18,9 +18,10 @@ from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.data.pipeline import Batches, Passes, train_batches
 from convnext_jax.data.sources import Dataset, check_same_classes, open_source
 from convnext_jax.data.transforms import EvalTransform, TrainTransform
-from convnext_jax.errors import InputError
+from convnext_jax.errors import InputError, Lost
 from convnext_jax.evaluation.evaluator import Evaluator
 from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
+from convnext_jax.retry import is_passing, retrying
 from convnext_jax.starting import find_start
 from convnext_jax.step_builder import accumulation, build_step
 from convnext_jax.training.loop import Run
@@ -313,13 +314,20 @@ def require_writable(name: str, path: epath.Path) -> None:
 
     Raises:
       InputError: that failed.
+      Lost: the file system does not answer.
     """
-    try:
+    probe = path / f".write-test-{jax.process_index()}"
+
+    def write() -> None:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-test-{jax.process_index()}"
         probe.write_bytes(b"")
         probe.unlink()
+
+    try:
+        retrying(write)
     except Exception as error:  # buckets have errors of their own
+        if is_passing(error):
+            raise Lost(f"`{name}` (={path}) does not answer: {error}") from error
         raise InputError(
             f"`{name}` (={path}) must be a directory that can be written: {error}"
         ) from error

@@ -34,9 +34,11 @@ from convnext_jax.errors import (
     RUN_STATUS,
     InputError,
     Interrupted,
+    Lost,
     Preempted,
     exit_in_one_sentence,
 )
+from convnext_jax.retry import is_passing
 from convnext_jax.training import loop, summary
 from convnext_jax.training.mirror import Mirror
 
@@ -143,7 +145,12 @@ def main(argv: Sequence[str]) -> None:
             preemption = processes.Preemption()
             try:
                 with processes.ending_together():
-                    run(config, str(_WORKDIR.value), preemption)
+                    try:
+                        run(config, str(_WORKDIR.value), preemption)
+                    except OSError as error:
+                        if not is_passing(error):
+                            raise
+                        raise Lost(f"a file system does not answer: {error}") from error
             except Preempted as error:
                 if preemption.interrupted:
                     raise Interrupted(str(error)) from error

@@ -279,7 +279,7 @@ def ending_together() -> Iterator[None]:
         _fail(str(error), status_of(error))
     except jax.errors.JaxRuntimeError as error:
         reason = next(iter(str(error).strip().splitlines()), "")
-        if reason.startswith(_OWN_FAULTS):
+        if own_fault(error):
             _fail(f"process {jax.process_index()} cannot go on: {reason}", RUN_STATUS)
         # A collective breaks because of an error elsewhere: that one has its sentence on the way.
         _await_failure(_PATIENCE_SECONDS)
@@ -290,6 +290,11 @@ def ending_together() -> Iterator[None]:
     except Exception as error:  # a mistake of ours
         traceback.print_exc()
         _fail(f"{type(error).__name__}: {error}", RUN_STATUS)
+
+
+def own_fault(error: object) -> bool:
+    """Whether an error of JAX's is one that no lost peer brings about, such as memory in want."""
+    return str(error).strip().startswith(_OWN_FAULTS)
 
 
 def _leave(listener: threading.Thread) -> None:

@@ -30,15 +30,21 @@ _PASSING = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-# Libraries in C++ have no errno: they name the call that failed, as in "open() failed: Input/output
-# error", or begin with the code of a status. A file of a dataset that is not there (ENOENT) was
-# there at the start.
+# Libraries in C++ have no errno. Some name the call that failed, as in "open() failed: Input/output
+# error"; others begin with the code of a status, and may end with what the system said. A file of a
+# dataset that is not there (ENOENT) was there at the start.
 _FAILED_CALL = re.compile(
     r"\w+\(\) failed: "
     f"({'|'.join(re.escape(os.strerror(number)) for number in sorted(_PASSING | {errno.ENOENT}))})",
     re.IGNORECASE,
 )
-_STATUS = re.compile(r"(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED): ")
+_STATUS = re.compile(r"([A-Z_]{2,}): ")
+_PASSING_STATUSES = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"}
+_PASSING_TEXTS = tuple(os.strerror(number) for number in _PASSING)
+_LASTING_TEXTS = tuple(
+    os.strerror(number)
+    for number in (errno.EACCES, errno.EDQUOT, errno.ENOENT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+)
 # How long to wait before each further attempt.
 WAITS_SECONDS = (0.5, 2.0, 8.0, 30.0)
 
@@ -49,12 +55,19 @@ def is_passing(error: BaseException) -> bool:
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _PASSING:
             return True
-        if isinstance(cause, RuntimeError | ValueError) and (
-            _FAILED_CALL.search(str(cause)) or _STATUS.match(str(cause))
-        ):
+        if isinstance(cause, RuntimeError | ValueError) and _says_passing(str(cause)):
             return True
         cause = cause.__cause__
     return False
+
+
+def _says_passing(message: str) -> bool:
+    if _FAILED_CALL.search(message):
+        return True
+    status = _STATUS.match(message)
+    if status is None or any(text in message for text in _LASTING_TEXTS):
+        return False
+    return status[1] in _PASSING_STATUSES or any(text in message for text in _PASSING_TEXTS)
 
 
 def is_gone(error: BaseException) -> bool:

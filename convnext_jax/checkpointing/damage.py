@@ -6,9 +6,10 @@ the step is complete, in the background, each process reading what it wrote itse
 
 In a bucket the files are `sizes.txt` and `sizes.N.txt`, with bytes in place of checksums. The store
 keeps checksums of its objects and never shows a part of one; reading everything back over the
-network would find nothing that it does not.
+network after each save would find nothing that it does not.
 """
 
+import errno
 import functools
 import hashlib
 import json
@@ -22,6 +23,8 @@ from etils import epath
 
 from convnext_jax import processes
 from convnext_jax.checkpointing.steps import (
+    ARRAYS,
+    DESCRIPTION,
     EVALUATION,
     completed_steps,
     files_below,
@@ -29,7 +32,7 @@ from convnext_jax.checkpointing.steps import (
     write_at_once,
 )
 from convnext_jax.errors import Lost, RunError
-from convnext_jax.retry import is_gone, is_passing, retrying
+from convnext_jax.retry import is_passing, retrying
 
 # In the directory of checkpoints; nothing is deleted that somebody may want to look at.
 DAMAGED = "damaged"
@@ -171,41 +174,69 @@ def unreadable(folder: epath.Path) -> str | None:
       Why one cannot be read, or None; the same on all processes.
 
     Raises:
-      Lost: the file system does not answer.
+      Lost: the file system does not answer, or not to this process.
+      RunError: this process may not read the step.
     """
-    wrong = ""
+    mine = _first_unreadable(folder, jax.process_index(), jax.process_count())
+    if not any(processes.texts_from_all(mine)):
+        return None
+    # A process whose view of a network file system is old may miss what is there: one decides.
+    found = processes.text_from_first(_first_unreadable(folder) if processes.is_first() else "")
+    if not found:
+        raise Lost(f"{folder} cannot be read by a process, and can by process 0")
+    return found
+
+
+def _first_unreadable(folder: epath.Path, turn: int = 0, of: int = 1) -> str:
+    """Why an array cannot be read, of each `of` of them the one whose turn it is; "": none."""
     try:
-        for item, name in _arrays(folder)[jax.process_index() :: jax.process_count()]:
+        for item, name in retrying(lambda: _arrays(folder))[turn::of]:
             retrying(functools.partial(_read, folder / item, name))
     except Exception as error:
-        if is_passing(error) and not is_gone(error):
-            raise Lost(f"{folder} cannot be read: {error}") from error
-        wrong = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return next(filter(None, processes.texts_from_all(wrong)), None)
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if not _is_damage(error):
+            kind = Lost if is_passing(error) else RunError
+            raise kind(f"{folder} cannot be read: {said}") from error
+        return said
+    return ""
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error says that a file is not as it was written, and not that reading failed."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return True
+    lasting = isinstance(error, ValueError | KeyError | TypeError | AttributeError)
+    return lasting and not is_passing(error) and os.strerror(errno.EACCES) not in str(error)
 
 
 def _arrays(folder: epath.Path) -> list[tuple[str, str]]:
     """The items of a step and the names of their arrays, as Orbax wrote them down."""
     found = []
-    for item in sorted(json.loads((folder / "_CHECKPOINT_METADATA").read_text())["item_handlers"]):
-        if not (folder / item / "_METADATA").exists():  # the description
+    for item in json.loads((folder / "_CHECKPOINT_METADATA").read_text())["item_handlers"]:
+        if item == DESCRIPTION:
             json.loads((folder / item / "metadata").read_text())
-            continue
-        leaves = json.loads((folder / item / "_METADATA").read_text())["tree_metadata"].values()
-        found += [
-            (item, ".".join(key["key"] for key in leaf["key_metadata"]))
-            for leaf in leaves
-            if leaf["value_metadata"]["value_type"] == "jax.Array"
-        ]
+        elif item in ARRAYS:
+            leaves = json.loads((folder / item / "_METADATA").read_text())["tree_metadata"]
+            found += [
+                (item, ".".join(str(key["key"]) for key in leaf["key_metadata"]))
+                for leaf in leaves.values()
+                if leaf["value_metadata"]["value_type"] == "jax.Array"
+            ]
     return found
 
 
 def _read(item: epath.Path, name: str) -> None:
-    base = os.fspath(item) if in_bucket(item) else f"file://{os.fspath(item)}"
     import tensorstore  # as Orbax does, which has loaded it by now
 
-    kvstore = {"driver": "ocdbt", "base": f"{base}/", "path": f"{name}/"}
-    tensorstore.open({"driver": "zarr", "kvstore": kvstore}).result().read().result()
+    # Not a URL for what is on a disk, in which some characters of its name would mean something.
+    place = os.fspath(item)
+    base = f"{place}/" if in_bucket(item) else {"driver": "file", "path": f"{place}/"}
+    spec = {
+        "driver": "zarr",
+        "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"},
+        "fill_missing_data_reads": False,
+    }
+    tensorstore.open(spec).result().read().result()
 
 
 def set_damaged_aside(directory: epath.PathLike, *, stop: bool) -> list[str]:

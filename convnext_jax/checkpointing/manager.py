@@ -5,13 +5,14 @@ that a reader takes only what it needs, and `description`: JSON with the model, 
 and the resolved config, which makes a checkpoint usable without its config file.
 """
 
+import contextlib
 import errno
 import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import orbax.checkpoint as ocp
@@ -22,6 +23,8 @@ from convnext_jax.checkpointing import owner
 from convnext_jax.checkpointing.damage import Stopped, write_checksums
 from convnext_jax.checkpointing.shared import appears, require_step
 from convnext_jax.checkpointing.steps import (
+    ARRAYS,
+    DESCRIPTION,
     completed_steps,
     delete_incomplete,
     delete_step,
@@ -33,9 +36,6 @@ from convnext_jax.checkpointing.steps import (
 from convnext_jax.errors import InputError, Lost, RunError
 from convnext_jax.retry import is_passing, retrying
 
-# The items of a step that are trees of arrays.
-ARRAYS = ("params", "ema", "optimizer")
-DESCRIPTION = "description"
 # How long a process that is told to leave goes on computing checksums.
 _HURRY_SECONDS = 5
 
@@ -101,13 +101,22 @@ class Checkpoints:
         before its next save, and ends.
 
         Raises:
-          RunError: another run has saved a step since this one looked.
+          Lost: another run has saved a step since this one looked, or the file system does not
+            answer.
+          RunError: the directory cannot be written.
         """
         if not processes.is_first() or self._run:
             return
+        try:
+            retrying(self._begin)
+        except OSError as error:
+            kind = Lost if is_passing(error) else RunError
+            raise kind(f"{self._directory} cannot be written: {_reason(error)}") from error
+
+    def _begin(self) -> None:
         newest = max(completed_steps(self._directory), default=None)
         if newest != self.latest_step():
-            raise RunError(
+            raise Lost(
                 f"another run saved step {newest} in {self._directory} while this one began from"
                 f" step {self.latest_step()}; the same command begins from the newest"
             )
@@ -145,19 +154,19 @@ class Checkpoints:
             return
         self._saving = step
         folder = self._directory / str(step)
-        self.begin()
-        self._require_owned()
 
         def start() -> None:
             # `force`: a folder of that name is none of a complete step, and is in nobody's way.
             self._checkpointer.save(folder, args=ocp.args.Composite(**items), force=True)
 
         try:
+            self.begin()
+            self._require_owned()
             retrying(lambda: self._check_space(arrays))
             # All processes call it equally often, so that none may try again by itself.
             retrying(start) if jax.process_count() == 1 else start()
         except Exception as error:
-            raise self._failure(error) from error
+            self._fail(error)
         self._writes = [self._writer.submit(self._finish, step)]
 
     def _require_owned(self) -> None:
@@ -197,6 +206,8 @@ class Checkpoints:
     def _finish_evaluation(self, step: int, record: dict[str, float]) -> None:
         if step not in self._steps:  # its save failed
             return
+        self.begin()
+        self._require_owned()
         if processes.is_first():
             write_evaluation(self._directory, step, record)
         self._steps[step] = record
@@ -248,22 +259,23 @@ class Checkpoints:
             for write in writes:
                 write.result()
         except Exception as error:
-            raise self._failure(error) from error
+            self._fail(error)
 
-    def _failure(self, error: Exception) -> Exception:
+    def _fail(self, error: Exception) -> NoReturn:
+        """Raises what an error in a save means."""
         self._failed = True
-        try:
-            self._require_owned()
-        except RunError as taken:  # and cleared away what was half-written
-            return taken
+        if isinstance(error, RunError | Lost):
+            raise error
+        with contextlib.suppress(OSError):  # what failed first says more
+            self._require_owned()  # another run cleared away what was half-written
         complete = completed_steps(self._directory)
         kept = (
             f"step {complete[-1]} is complete and usable" if complete else "there is no earlier one"
         )
         kind = Lost if is_passing(error) else RunError
-        return kind(
+        raise kind(
             f"saving step {self._saving} to {self._directory} failed ({_reason(error)}); {kept}"
-        )
+        ) from error
 
     def close(self, hurry: bool = False) -> None:
         """Waits for what is being written and frees threads; a second time does nothing.
@@ -285,7 +297,7 @@ class Checkpoints:
         except Exception as error:
             # Each of Orbax's threads of a save that failed has an error; the first said why.
             if not self._failed:
-                raise self._failure(error) from error
+                self._fail(error)
         finally:
             self._stop.set()
             self._writer.shutdown(wait=False)

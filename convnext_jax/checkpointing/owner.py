@@ -33,13 +33,16 @@ def require(directory: epath.Path, run: str) -> None:
 
     Raises:
       RunError: another one does.
+      OSError: the file system does not answer.
     """
     try:
         owner = json.loads(retrying((directory / _FILE).read_text))
-    except (FileNotFoundError, ValueError):  # somebody tidied up, and is no run
+        other, who = owner["run"], f"process {owner['pid']} on {owner['host']}"
+        since = owner["since"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no run tidied up there
         return
-    if owner["run"] != run:
+    if other != run:
         raise RunError(
-            f"another run has begun in {directory}, process {owner['pid']} on {owner['host']} since"
-            f" {owner['since']}; this one leaves it to that: two would replace each other's steps"
+            f"another run has begun in {directory}, {who} since {since}; this one leaves it to"
+            " that: two would replace each other's steps"
         )

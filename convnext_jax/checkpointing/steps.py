@@ -4,6 +4,7 @@ A step is a folder named by its number. On a disk it gets that name when all of 
 bucket, where nothing can be renamed at once, a last file says so.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,6 +15,9 @@ from etils import epath
 
 from convnext_jax.retry import retrying
 
+# The items of a step that are trees of arrays, and the one that is JSON.
+ARRAYS = ("params", "ema", "optimizer")
+DESCRIPTION = "description"
 # Results of the evaluation after a step, beside its arrays: a record as `metrics.jsonl` has them.
 EVALUATION = "evaluation.json"
 # Where Orbax stored them for earlier versions of this project.
@@ -109,7 +113,10 @@ def delete_incomplete(directory: epath.Path) -> None:
     for path in directory.iterdir():
         unmarked = in_bucket(path) and path.name.isdigit() and not is_complete(path)
         if _INCOMPLETE in path.name or unmarked:
-            _delete(path)
+            # Where the run that fills it still lives, some of it may come or go meanwhile; what is
+            # left is in nobody's way.
+            with contextlib.suppress(OSError):
+                _delete(path)
 
 
 def _delete(folder: epath.Path) -> None:

@@ -22,7 +22,7 @@ from convnext_jax.data.pipeline import Batches
 from convnext_jax.data.workers import end_workers
 from convnext_jax.errors import Preempted, RunError
 from convnext_jax.evaluation.evaluator import Evaluator
-from convnext_jax.processes import Preemption, compile_together, is_first
+from convnext_jax.processes import Preemption, compile_together, is_first, own_fault
 from convnext_jax.training.mirror import Mirror
 from convnext_jax.training.reporting import Reporter, evaluation_record
 from convnext_jax.training.state import TrainState
@@ -131,7 +131,6 @@ def train(
         stack.push(functools.partial(_close, checkpoints))
         start = checkpoints.latest_step() or 0
         state = restore_state(run, directory, start) if start else run.initialize()
-        checkpoints.begin()  # not before: a command that is refused leaves all as it is
         evaluated = checkpoints.evaluation(start)
         if evaluated is not None:  # earlier versions stored results alone
             evaluated = {"epoch": start / run.steps_per_epoch} | dict(evaluated)
@@ -218,6 +217,8 @@ def train(
             state, metrics = train_step(state, batch)
             if step == start:
                 jax.block_until_ready(metrics)
+                # Not before: a start that comes to nothing leaves all as it is.
+                checkpoints.begin()
                 stack.enter_context(preemption.with_work_to_save())
                 seconds = time.perf_counter() - run.began
                 reporter.line(f"first step done {seconds:.1f} s after the start")
@@ -230,10 +231,11 @@ def train(
     return state
 
 
-def _close(checkpoints: Checkpoints, kind: type | None, error: object, trace: object) -> None:
+def _close(checkpoints: Checkpoints, kind: Any, error: BaseException | None, trace: Any) -> None:
     """Waits for what is being written; not where peers are lost, who would have to take part."""
     del kind, trace
-    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+    broken = error is not None and isinstance(error, jax.errors.JaxRuntimeError)
+    if jax.process_count() == 1 or not broken or own_fault(error):
         checkpoints.close()
 
 

@@ -1,5 +1,7 @@
 """Checkpoints that something has damaged."""
 
+import errno
+import json
 import shutil
 import subprocess
 import threading
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from convnext_jax.checkpointing import damage, manager
-from convnext_jax.errors import RunError
+from convnext_jax.errors import Lost, RunError
 
 CHECKSUMS = "checksums.txt"
 
@@ -146,6 +148,49 @@ def test_a_step_without_checksums_is_used_and_said_to_be_unverified(directory):
     (directory / "2" / CHECKSUMS).unlink()
     (sentence,) = damage.set_damaged_aside(directory, stop=True)
     assert "step 2" in sentence and "is used, but not verified" in sentence
+    assert manager.completed_steps(directory) == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["run#1", "lr=1e-3?x", "100%", "a%20b"])
+def test_a_whole_step_without_checksums_is_used_wherever_it_lies(name, directory):
+    place = directory.rename(directory.with_name(name))
+    (place / "2" / CHECKSUMS).unlink()
+    assert "not verified" in damage.set_damaged_aside(place, stop=True)[0]
+
+
+def test_a_step_of_earlier_versions_is_used(directory):
+    """They had no checksums, and an item for the results."""
+    folder = directory / "2"
+    (folder / CHECKSUMS).unlink()
+    (folder / "metrics").mkdir()
+    (folder / "metrics" / "metrics").write_text("{}")
+    path = folder / "_CHECKPOINT_METADATA"
+    values = json.loads(path.read_text())
+    values["item_handlers"]["metrics"] = "JsonCheckpointHandler"
+    path.write_text(json.dumps(values))
+    assert "not verified" in damage.set_damaged_aside(directory, stop=True)[0]
+
+
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (ValueError('UNKNOWN: Error reading "w": Input/output error'), Lost),
+        (ValueError("FAILED_PRECONDITION: Device or resource busy"), Lost),
+        (OSError(errno.ESTALE, "Stale file handle"), Lost),
+        (PermissionError(errno.EACCES, "Permission denied"), RunError),
+        (ValueError("PERMISSION_DENIED: Permission denied"), RunError),
+    ],
+)
+def test_what_cannot_be_read_now_is_not_damaged(error, kind, directory, monkeypatch):
+    (directory / "2" / CHECKSUMS).unlink()
+    monkeypatch.setattr("convnext_jax.retry.WAITS_SECONDS", (0.0, 0.0))
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(damage, "_read", fail)
+    with pytest.raises(kind, match="cannot be read"):
+        damage.set_damaged_aside(directory, stop=False)
     assert manager.completed_steps(directory) == [1, 2]
 
 

@@ -126,7 +126,7 @@ def test_two_runs_in_one_directory_do_not_replace_each_others_steps(tmp_path):
         ):
             first.save(step, {"params": params(2)}, {"step": 1})
     first.close()
-    with pytest.raises(RunError, match="another run saved step 1 in .* began from step None"):
+    with pytest.raises(Lost, match="another run saved step 1 in .* began from step None"):
         late.save(1, {"params": params(2)}, {"step": 1})
     late.close()
     assert manager.read_description(tmp_path, 1)["tuple"] == [1, 2]
@@ -152,16 +152,31 @@ def test_a_run_that_begins_during_a_save_of_another_takes_over(tmp_path, monkeyp
 
 
 def test_a_passing_error_is_not_the_end_of_a_run(tmp_path, monkeypatch):
-    checkpoints = manager.Checkpoints(tmp_path, best_metric="top1")
+    monkeypatch.setattr("convnext_jax.retry.WAITS_SECONDS", (0.0, 0.0))
 
     def fail(*_, **__):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("convnext_jax.retry.WAITS_SECONDS", (0.0, 0.0))
-    monkeypatch.setattr(checkpoints._checkpointer, "save", fail)
-    with pytest.raises(Lost, match="saving step 1 to .* failed .*; there is no earlier one"):
-        checkpoints.save(1, {"params": params(2)}, {})
+    for where, said in (
+        ("convnext_jax.checkpointing.owner.take", "cannot be written"),
+        ("convnext_jax.checkpointing.owner.require", "saving step 1 to .*; there is no earlier"),
+        ("orbax.checkpoint.AsyncCheckpointer.save", "saving step 1 to .*; there is no earlier"),
+    ):
+        checkpoints = manager.Checkpoints(tmp_path, best_metric="top1")
+        with monkeypatch.context() as patches, pytest.raises(Lost, match=said):
+            patches.setattr(where, fail)
+            checkpoints.save(1, {"params": params(2)}, {})
+        checkpoints.close()
+
+
+@pytest.mark.parametrize("written", ["", "{}", "[]", "null", '{"run": 1}'])
+def test_an_owner_that_is_nobody_is_none(written, tmp_path):
+    checkpoints = manager.Checkpoints(tmp_path, best_metric="top1")
+    checkpoints.begin()
+    (tmp_path / "owner.json").write_text(written)
+    checkpoints.save(1, {"params": params(2)}, {})
     checkpoints.close()
+    assert manager.completed_steps(tmp_path) == [1]
 
 
 def test_results_that_were_cut_off_are_computed_again(tmp_path):

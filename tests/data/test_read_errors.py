@@ -114,3 +114,22 @@ def test_a_file_that_was_cut_short_is_damaged_for_good(source, shards, monkeypat
 )
 def test_what_passes(error, passing):
     assert retry.is_passing(error) == passing
+
+
+@pytest.mark.parametrize(
+    "message, passing",
+    [
+        ("UNAVAILABLE: no connection", True),
+        ("UNKNOWN: Error reading: Input/output error", True),
+        ("FAILED_PRECONDITION: Device or resource busy", True),
+        ("RESOURCE_EXHAUSTED: Too many open files", True),
+        ("RESOURCE_EXHAUSTED: Error writing: No space left on device", False),
+        ("RESOURCE_EXHAUSTED: Disk quota exceeded", False),
+        ("NOT_FOUND: No such file or directory", False),
+        ("DATA_LOSS: a checksum is wrong", False),
+        ("open() failed: Input/output error", True),
+        ("a label must be in 0..9", False),
+    ],
+)
+def test_what_libraries_say_may_pass(message, passing):
+    assert retry.is_passing(ValueError(message)) == passing
