@@ -21,7 +21,6 @@ from benchmarks.readme import RESULTS, ROOT, machine, rewrite
 from convnext_jax import sharding
 from convnext_jax.data.pipeline import train_batches
 from convnext_jax.data.sources import open_source
-from convnext_jax.data.transforms import TrainTransform
 from convnext_jax.models.spec import params_of
 from convnext_jax.plan import load_config
 from convnext_jax.step_builder import build_step
@@ -49,17 +48,14 @@ def losses(steps: int, devices: int, *overrides: str) -> list[float]:
     step = build_step(config, mesh, source.num_classes, len(source))
     place = step.state_shardings
     draw = jax.jit(
-        lambda key: step.initial_state(params_of(step.model.spec.create(nnx.Rngs(key)))),
+        lambda key: step.initial_state(params_of(step.task.model.spec.create(nnx.Rngs(key)))),
         out_shardings=place,
     )
     # The weights and the batches are those of one seed, in all runs.
     state, found = draw(jax.random.key(0)), []
-    transform = TrainTransform(
-        step.model.preprocessing.input_size, crop=config.data.crop, flip=config.data.flip
-    )
     with train_batches(
         source,
-        transform,
+        step.task.examples,
         global_batch=config.data.global_batch,
         seed=0,
         start_step=0,

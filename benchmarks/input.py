@@ -35,11 +35,11 @@ from benchmarks.check import this_device
 from benchmarks.models import import_timm
 from benchmarks.readme import RESULTS, ROOT, rewrite
 from convnext_jax import builders, sharding
+from convnext_jax.classification.transforms import EvalTransform, Labelled, TrainTransform
 from convnext_jax.config import default_config, resolve
 from convnext_jax.data.decode import decode
 from convnext_jax.data.folder import FolderSource
 from convnext_jax.data.pipeline import train_batches
-from convnext_jax.data.transforms import EvalTransform, TrainTransform
 
 POLICY = "rand-m9-mstd0.5-inc1"
 SIZE = 224
@@ -180,7 +180,7 @@ def time_pipeline(
         for turn in range(rounds):
             with train_batches(
                 source,
-                transform,
+                Labelled(transform),
                 global_batch=batch,
                 seed=turn,
                 start_step=0,

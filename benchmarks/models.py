@@ -37,6 +37,7 @@ from flax import nnx
 
 from benchmarks import check
 from benchmarks.nnx_naive import create_naive
+from convnext_jax.classification.loss import cross_entropy
 from convnext_jax.constants import IMAGENET_1K_CLASSES, IMAGENET_MEAN, IMAGENET_STD
 from convnext_jax.errors import InputError, RunError, exit_in_one_sentence, require_one_of
 from convnext_jax.models.checks import require
@@ -115,8 +116,8 @@ def jax_settings(job: Job) -> Iterator[tuple[str, Step]]:
         return
     schedule = optax.constant_schedule(LEARNING_RATE)
     optimizer = create_optimizer(schedule)
-    make = functools.partial(make_train_step, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0)
-    step = make(apply, optimizer, schedule, num_classes=classes)
+    loss = cross_entropy(apply, classes, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    step = make_train_step(loss, optimizer, schedule, seed=0)
     train = jax.jit(step, donate_argnums=0)
     batch = jax.device_put({"image": pixels, "label": labels})
     carried = [initial_state(params, optimizer, with_ema=False)]

@@ -17,16 +17,17 @@ from convnext_jax.config import Config, DataConfig, Steps
 from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.data.pipeline import Batches, Passes, train_batches
 from convnext_jax.data.sources import Dataset, check_same_classes, open_source
-from convnext_jax.data.transforms import EvalTransform, TrainTransform
 from convnext_jax.errors import InputError, Lost
-from convnext_jax.evaluation.evaluator import Evaluator
-from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
+from convnext_jax.models.spec import ModelSpec, params_of
 from convnext_jax.retry import is_passing, retrying
 from convnext_jax.starting import find_start
 from convnext_jax.step_builder import accumulation, build_step
+from convnext_jax.training.evaluator import Evaluator
 from convnext_jax.training.loop import Run
 from convnext_jax.training.reporting import flat
 from convnext_jax.training.state import TrainState
+from convnext_jax.training.step import metric_names
+from convnext_jax.training.task import Evaluation
 from convnext_jax.weights.find import Weights
 from convnext_jax.weights.load import load
 
@@ -58,33 +59,24 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
     step = build_step(
         config, mesh, source.num_classes, len(source), source.class_names, start.feeding
     )
-    model, steps = step.model, step.steps
+    task, steps = step.task, step.steps
     remarks += start.remarks(config, steps, len(source))
     weights = [start.weights]
 
     def initialize() -> TrainState:
         # Taken out, as they may be read into this process's memory, which a run has better use for.
-        params = initial_params(config, model.spec, mesh, weights.pop())
+        params = initial_params(config, task.model.spec, mesh, weights.pop())
         state_from = jax.jit(
             step.initial_state, out_shardings=step.state_shardings, donate_argnums=0
         )
         return state_from(params)
 
-    transform = TrainTransform(
-        model.preprocessing.input_size,
-        crop=config.data.crop,
-        scale=(config.data.crop_scale, 1.0),
-        flip=config.data.flip,
-        auto_augment=config.augment.auto_augment,
-        color_jitter=config.augment.color_jitter,
-    )
-
-    evaluator = build_evaluator(model, held_out, config.data, mesh, check=True)
+    evaluator = build_evaluator(task.evaluation, held_out, config.data, mesh, check=True)
 
     def batches(start_step: int) -> Batches:
         return train_batches(
             source,
-            transform,
+            task.examples,
             global_batch=config.data.global_batch,
             seed=config.seed,
             start_step=start_step,
@@ -107,9 +99,10 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
         batches=batches,
         stop_at_damage=config.checkpoint.on_damage == "stop",
         hang_seconds=config.hang_seconds,
-        batch_hashes=config.log_batch_hashes,
+        metrics=metric_names(task.scalars, config.log_batch_hashes),
+        metric=task.evaluation.metric,
         began=began,
-        description=model.to_json() | {"config": dataclasses.asdict(config)},
+        description=task.model.to_json() | {"config": dataclasses.asdict(config)},
         plan="\n".join(
             [
                 describe_plan(config, mesh, steps, len(source), len(held_out)),
@@ -206,25 +199,23 @@ def initial_params(config: Config, spec: ModelSpec, mesh: Mesh, weights: Weights
 
 
 def build_evaluator(
-    model: ModelDescription,
+    evaluation: Evaluation,
     source: Dataset,
     data: DataConfig,
     mesh: Mesh,
     *,
     check: bool = False,
-    confusion: bool = False,
     option: str = "data.on_error",
     batch_option: str = "data.eval_batch",
 ) -> Evaluator:
-    """An evaluator of a model on `source`, whose images it prepares as the model wants them.
+    """An evaluator of a task's model on `source`.
 
     Args:
-      model: described with its preprocessing.
+      evaluation: the task's.
       source: the examples.
       data: says how they are read.
       mesh: the devices.
       check: look for images that cannot be read as soon as it is started, and not only in a pass.
-      confusion: also count which class was taken for which.
       option: what a message calls `data.on_error`.
       batch_option: what it calls `data.eval_batch`.
 
@@ -240,15 +231,11 @@ def build_evaluator(
         raise InputError(
             f"`{batch_option}` (={batch}) must be divisible by the number of devices (={mesh.size})"
         )
-    feeding = model.preprocessing
-    transform = EvalTransform(
-        feeding.input_size, feeding.crop_fraction, feeding.crop_mode, feeding.interpolation
-    )
     return Evaluator(
-        model.spec.function(),
+        evaluation,
         Passes(
             source,
-            transform,
+            evaluation.examples,
             global_batch=batch,
             rows=sharding.rows_of_this_process(mesh, batch),
             check=check and data.on_error == "stop",
@@ -259,9 +246,6 @@ def build_evaluator(
             threads=data.threads,
         ),
         mesh=mesh,
-        mean=feeding.mean,
-        std=feeding.std,
-        confusion=confusion,
     )
 
 

@@ -30,6 +30,11 @@ class ModelConfig:
     head_init_scale: float = 1.0
     remat: bool = False  # recompute each block's activations in the backward pass
 
+    def overrides(self) -> dict[str, Any]:
+        """What `create_model` is given beside the name and the number of classes."""
+        values = {key: value for key, value in dataclasses.asdict(self).items() if key != "name"}
+        return {key: value for key, value in values.items() if value is not None}
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:

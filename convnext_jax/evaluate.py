@@ -21,6 +21,7 @@ import numpy as np
 from absl import logging
 
 from convnext_jax import builders, processes, sharding, starting
+from convnext_jax.classification.task import evaluation
 from convnext_jax.config import from_dict
 from convnext_jax.constants import PARAMETERS
 from convnext_jax.data.open_files import allow_open_files
@@ -81,15 +82,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     source, remarks = starting.with_labels_of(model, source, str(weights))
     allow_open_files([source], builders.workers_of(data))
     evaluator = builders.build_evaluator(
-        model,
+        evaluation(model, confusion=bool(arguments.confusion)),
         source,
         data,
         mesh,
-        confusion=bool(arguments.confusion),
         option="--on_error",
         batch_option="--batch_size",
     )
-    results = evaluator({weights.parameters: weights.read(mesh)})[weights.parameters]
+    results = evaluator({weights.parameters: (weights.read(mesh), {})})[weights.parameters]
     evaluator.close()
     for reason in evaluator.skipped.values():
         print(f"skipped: {reason}", file=sys.stderr)

@@ -72,10 +72,10 @@ def run(config: Config, place: str, preemption: processes.Preemption) -> None:
     else:
         seconds = time.perf_counter() - _BEGAN
         facts = builders.facts(config, job) | {"resumed_from_step": start, "seconds": seconds}
-        results = summary.write_summary(workdir, facts)
-        summary.write_curves(workdir, f"{results['model']} on {results['dataset']}")
+        results = summary.write_summary(workdir, facts, job.metric)
+        summary.write_curves(workdir, f"{results['model']} on {results['dataset']}", job.metric)
         mirror.close()
-    print(summary.final_line(results, workdir))
+    print(summary.final_line(results, workdir, job.metric))
 
 
 def keep_compiled_programs() -> None:

@@ -30,9 +30,9 @@ from ml_collections import config_flags
 from convnext_jax.config import Config, all_keys, resolve, unknown_key
 from convnext_jax.data.sources import base_name, open_source
 from convnext_jax.errors import InputError, exit_in_one_sentence
-from convnext_jax.machines import GIB, Machine, describe_devices, parse_machine
-from convnext_jax.planning import Job, Variant, analyse, measure, search
-from convnext_jax.whole_run import feeding
+from convnext_jax.planning.compiling import Job, Variant, analyse, measure, search
+from convnext_jax.planning.machines import GIB, Machine, describe_devices, parse_machine
+from convnext_jax.planning.whole_run import feeding
 
 # Classes and examples of the splits of datasets that may be planned for without having them.
 DATASETS = {
@@ -301,7 +301,7 @@ NOTES = (
     "the instructions of one step: a model of the chip, not a measurement. Exchange is what the",
     "chip's links need at their full bandwidth, added as if nothing overlapped. Bytes accessed",
     "count a loop once. Start, evaluations, saves and the data are arithmetic on rates that",
-    "convnext_jax/whole_run.py lists; the steps are as if the input kept up.",
+    "convnext_jax/planning/whole_run.py lists; the steps are as if the input kept up.",
     "Between slices: what a chip sends, over its share of the host's network cards (v5e 3.1 GB/s,",
     "v6e 12.5 GB/s, by Cloud TPU's documentation; of others none is published: no time is added).",
 )

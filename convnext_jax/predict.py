@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from convnext_jax.classification.predictor import Failure, Prediction, Predictor
 from convnext_jax.constants import IMAGE_EXTENSIONS, PARAMETERS
 from convnext_jax.errors import InputError, RunError, exit_in_one_sentence
-from convnext_jax.inference.predictor import Failure, Prediction, Predictor
 from convnext_jax.weights.find import NAMES, add_choices
 from convnext_jax.weights.load import load
 

@@ -1,4 +1,4 @@
-"""From a resolved config to the compiled training step; what data it is fed is not known here.
+"""From a resolved config and a task to the training step; what data it is fed is not known here.
 
 Training and planning build the same step here: the one for devices that are there, the other for
 devices that are only described.
@@ -12,18 +12,20 @@ import jax
 from jax.sharding import Mesh
 
 from convnext_jax import sharding
-from convnext_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, Steps
-from convnext_jax.data.erasing import RandomErasing
-from convnext_jax.data.mixup import Mixup
-from convnext_jax.data.transforms import WARP_FROM_SIZE
+from convnext_jax.classification.task import classification
+from convnext_jax.config import Config, DataConfig, Steps
 from convnext_jax.errors import InputError
 from convnext_jax.models.registry import get_variant
-from convnext_jax.models.spec import ModelDescription, ModelSpec
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.optim.optimizer import create_optimizer
 from convnext_jax.optim.schedule import warmup_cosine
 from convnext_jax.training.state import TrainState, initial_state
 from convnext_jax.training.step import make_train_step
+from convnext_jax.training.task import Task
+
+# What makes the task of a run, by name: from its config, the number of classes, the number of
+# examples of a micro-batch, the classes' names and how images were fed to the initial weights.
+TASKS: dict[str, Callable[..., Task]] = {"classification": classification}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class TrainingStep:
     """The training step of a run on a mesh, and what belongs to it.
 
     Attributes:
-      model: what is trained, and how its images are fed to it.
+      task: what is trained, and for what.
       steps: lengths of the run.
       accumulation_steps: micro-batches of a step.
       initial_state: parameters -> the state before the first step.
@@ -40,7 +42,7 @@ class TrainingStep:
       function: jitted and donating (state, batch) -> (state, metrics), see `make_train_step`.
     """
 
-    model: ModelDescription
+    task: Task
     steps: Steps
     accumulation_steps: int
     initial_state: Callable[[Any], TrainState]
@@ -57,12 +59,12 @@ def build_step(
     class_names: tuple[str, ...] | None = None,
     feeding: Preprocessing | None = None,
 ) -> TrainingStep:
-    """Builds the training step; nothing is compiled or computed yet.
+    """Builds the training step of the task that the model is for; nothing is compiled or computed.
 
     Args:
       config: of the run.
       mesh: its devices, or descriptions of devices.
-      num_classes: labels lie in [0, num_classes).
+      num_classes: of the dataset.
       num_examples: of the training split, by which epochs become steps.
       class_names: name of each class, by label; None: unknown.
       feeding: of the weights that the run starts from, whose mean and standard deviation it keeps;
@@ -71,9 +73,17 @@ def build_step(
     Raises:
       InputError: the config does not fit the dataset, the model or the devices.
     """
+    examples = config.data.global_batch // accumulation(config.data, mesh.size)
+    make = TASKS[get_variant(config.model.name).task]
+    task = make(config, num_classes, examples, class_names, feeding)
+    return step_of(task, config, mesh, num_examples)
+
+
+def step_of(task: Task, config: Config, mesh: Mesh, num_examples: int) -> TrainingStep:
+    """The training step of a task; the arguments are those of `build_step`."""
     accumulation_steps = accumulation(config.data, mesh.size)
     steps = config.steps(num_examples)
-    model = describe_model(config, num_classes, class_names, feeding)
+    spec = task.model.spec
     learning_rate = warmup_cosine(
         config.optim.lr,
         total_steps=steps.total,
@@ -93,34 +103,27 @@ def build_step(
         eps=config.optim.eps,
         clip_norm=config.optim.clip_norm or None,
         layer_decay=config.optim.layer_decay,
-        depths=model.spec.depths,
+        depths=spec.depths,
     )
     with_ema = config.optim.ema_decay > 0
 
     def state_from(params: Any) -> TrainState:
-        return initial_state(params, optimizer, with_ema=with_ema)
+        return initial_state(params, optimizer, with_ema=with_ema, batch_stats=task.batch_stats)
 
-    abstract_state = jax.eval_shape(state_from, model.spec.abstract_params())
+    abstract_state = jax.eval_shape(state_from, spec.abstract_params())
     state_shardings = sharding.parameter_shardings(abstract_state, mesh)
     train_step = make_train_step(
-        sharding.gathering(
-            model.spec.function(), mesh, model.spec.kernel_dtypes(), config.optim.gradient_sum
-        ),
+        sharding.gathering(task.loss, mesh, spec.kernel_dtypes(), config.optim.gradient_sum),
         optimizer,
         learning_rate,
-        num_classes=num_classes,
-        mean=model.preprocessing.mean,
-        std=model.preprocessing.std,
         seed=config.seed,
-        label_smoothing=config.optim.label_smoothing,
         ema_decay=config.optim.ema_decay if with_ema else None,
         accumulation_steps=accumulation_steps,
-        erasing=build_erasing(config.augment),
-        mixup=build_mixup(config.augment, config.data.global_batch // accumulation_steps),
+        scalars=task.scalars,
         batch_hashes=config.log_batch_hashes,
     )
     return TrainingStep(
-        model=model,
+        task=task,
         steps=steps,
         accumulation_steps=accumulation_steps,
         initial_state=state_from,
@@ -133,61 +136,6 @@ def build_step(
             out_shardings=(state_shardings, sharding.replicated(mesh)),
         ),
     )
-
-
-def build_erasing(config: AugmentConfig) -> RandomErasing | None:
-    """Random erasing as the config has it, or None where it is off."""
-    erasing = RandomErasing(
-        probability=config.erasing, mode=config.erasing_mode, count=config.erasing_count
-    )
-    return erasing if erasing.probability > 0 else None
-
-
-def build_mixup(config: AugmentConfig, examples: int) -> Mixup | None:
-    """Mixup and CutMix as the config has them, or None where they are off.
-
-    Raises:
-      InputError: `examples`, those of a micro-batch, do not make whole groups.
-    """
-    mixup = Mixup(
-        mixup_alpha=config.mixup,
-        cutmix_alpha=config.cutmix,
-        probability=config.mix_probability,
-        switch_probability=config.mix_switch,
-        group=config.mix_group,
-    )
-    if not mixup.enabled:
-        return None
-    mixup.groups(examples)
-    return mixup
-
-
-def model_spec(config: ModelConfig, num_classes: int) -> ModelSpec:
-    """The model that a config describes."""
-    values = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
-    return ModelSpec(values.pop("name"), num_classes, values)
-
-
-def describe_model(
-    config: Config,
-    num_classes: int,
-    class_names: tuple[str, ...] | None,
-    feeding: Preprocessing | None = None,
-) -> ModelDescription:
-    """The model of a run, whose images are evaluated as the reference does at their size."""
-    variant = get_variant(config.model.name)
-    size = config.data.image_size or variant.input_size
-    warp = size >= WARP_FROM_SIZE
-    preprocessing = Preprocessing(
-        input_size=size,
-        crop_fraction=1.0 if warp else config.data.eval_crop or variant.crop_fraction,
-        crop_mode="squash" if warp else "center",
-        interpolation="bicubic",
-        mean=(feeding or variant).mean,
-        std=(feeding or variant).std,
-        exif=config.data.exif,
-    )
-    return ModelDescription(model_spec(config.model, num_classes), preprocessing, class_names)
 
 
 def accumulation(config: DataConfig, devices: int) -> int:

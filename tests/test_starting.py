@@ -7,15 +7,15 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from inference.small import save as save_run
+from classification.small import save as save_run
 from PIL import Image
 from random_models import random_params
 
 from convnext_jax import builders, evaluate
 from convnext_jax.checkpointing.manager import Checkpoints
+from convnext_jax.classification.predictor import Predictor
 from convnext_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimConfig
 from convnext_jax.errors import InputError
-from convnext_jax.inference.predictor import Predictor
 from convnext_jax.models.spec import ModelDescription, ModelSpec
 from convnext_jax.models.variants import CLIP_MEAN, CLIP_STD, Preprocessing
 from convnext_jax.weights.find import find

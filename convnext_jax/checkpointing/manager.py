@@ -1,8 +1,9 @@
 """Checkpoints of a training run: one directory a step, visible only when complete.
 
-A step holds `params`, `ema` where there is one, and `optimizer`, each in a directory of its own so
-that a reader takes only what it needs, and `description`: JSON with the model, the preprocessing
-and the resolved config, which makes a checkpoint usable without its config file.
+A step holds `params`, `ema` where there is one, the `batch_stats` of both where the model has any,
+and `optimizer`, each in a directory of its own so that a reader takes only what it needs, and
+`description`: JSON with the model, the preprocessing and the resolved config, which makes a
+checkpoint usable without its config file.
 """
 
 import contextlib
@@ -381,7 +382,9 @@ def restore(directory: epath.PathLike, step: int, abstract: Mapping[str, Any]) -
 # What it means that an item has other arrays; `params` is looked at first.
 _MISFIT = {
     "params": "belongs to another model: in `params`",
+    "batch_stats": "belongs to another model: in `batch_stats`",
     "ema": "belongs to another model: in `ema`",
+    "ema_batch_stats": "belongs to another model: in `ema_batch_stats`",
     "optimizer": "fits the model, but was written with another configuration of the optimiser"
     " (`optim`): in `optimizer`",
 }

@@ -16,7 +16,7 @@ from etils import epath
 from convnext_jax.retry import retrying
 
 # The items of a step that are trees of arrays, and the one that is JSON.
-ARRAYS = ("params", "ema", "optimizer")
+ARRAYS = ("params", "batch_stats", "ema", "ema_batch_stats", "optimizer")
 DESCRIPTION = "description"
 # Results of the evaluation after a step, beside its arrays: a record as `metrics.jsonl` has them.
 EVALUATION = "evaluation.json"

@@ -1,1 +1,1 @@
-"""Datasets addressed by index, image transforms with PIL semantics, and the Grain pipeline."""
+"""Datasets addressed by index, and the Grain pipeline."""

@@ -6,13 +6,12 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, Protocol
 
 import grain
 import numpy as np
-from PIL import Image
 
 from convnext_jax.data.reading import Batch
 from convnext_jax.errors import InputError, Lost, RunError
@@ -25,38 +24,48 @@ PIECE = 32
 _CANDIDATES = 10
 
 
-class Examples(Protocol):
+# An example of a source: an image, and what a task wants to know of it.
+Example = Any
+# A row of a batch: arrays and numbers by name, of the same shapes and types in every row.
+Row = Mapping[str, Any]
+
+
+class Source(Protocol):
     """What the pipeline needs of a source: examples by index. Workers receive it pickled."""
 
     def __len__(self) -> int: ...  # noqa: D105
 
-    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]: ...  # noqa: D105
+    def __getitem__(self, index: int, /) -> Example: ...  # noqa: D105
 
 
-class TrainTransform(Protocol):
-    """A random transform to uint8 [image_size, image_size, 3]."""
-
-    @property
-    def image_size(self) -> int: ...  # noqa: D102
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator, /) -> np.ndarray: ...  # noqa: D102
-
-
-class EvalTransform(Protocol):
-    """A deterministic transform to uint8 [image_size, image_size, 3]."""
+class TrainExamples(Protocol):
+    """Makes a row of an example, at random. Workers receive it pickled."""
 
     @property
-    def image_size(self) -> int: ...  # noqa: D102
+    def blank(self) -> Row:
+        """A row of zeros."""
+        ...
 
-    def __call__(self, image: Image.Image, /) -> np.ndarray: ...  # noqa: D102
+    def __call__(self, example: Example, rng: np.random.Generator, /) -> Row: ...  # noqa: D102
+
+
+class EvalExamples(Protocol):
+    """Makes a row of an example, always the same. Workers receive it pickled."""
+
+    @property
+    def blank(self) -> Row:
+        """A row of zeros, for filling up."""
+        ...
+
+    def __call__(self, example: Example, /) -> Row: ...  # noqa: D102
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainPiece:
     """Maps the number of a piece, counted over all steps, to its examples."""
 
-    source: Examples
-    transform: TrainTransform
+    source: Source
+    examples: TrainExamples
     global_batch: int
     rows: np.ndarray  # of this host, in the global batch
     seed: int
@@ -74,25 +83,23 @@ class TrainPiece:
         step, rows = _step_and_rows(number, self.rows)
         epoch, step_in_epoch = divmod(step, len(self.source) // self.global_batch)
         first = epoch * len(self.source) + step_in_epoch * self.global_batch
-        size = self.transform.image_size
-        images = np.empty((len(rows), size, size, 3), np.uint8)
-        labels = np.empty(len(rows), np.int32)
+        found = []
         skipped = np.full(len(rows), -1, np.int64)
         for i, row in enumerate(rows):
-            example = int(self._order[first + int(row)])
+            index = int(self._order[first + int(row)])
             try:
-                image, labels[i] = read_example(self.source, example)
+                example = read_example(self.source, index)
             except InputError as error:
                 if not self.skip_bad:
                     raise _with_remedy(error, "data.on_error") from error
-                image, labels[i] = self._another(epoch, example)
-                skipped[i] = example
-            rng = np.random.default_rng((self.seed, epoch, example))
-            images[i] = self.transform(image, rng)
-        batch = {"image": images, "label": labels}
+                example = self._another(epoch, index)
+                skipped[i] = index
+            rng = np.random.default_rng((self.seed, epoch, index))
+            found.append(self.examples(example, rng))
+        batch = _stacked(found)
         return batch | {"skipped": skipped} if self.skip_bad else batch
 
-    def _another(self, epoch: int, example: int) -> tuple[Image.Image, int]:
+    def _another(self, epoch: int, example: int) -> Example:
         """An example in place of one that cannot be read; the same one wherever this runs."""
         candidates = np.random.default_rng((self.seed, epoch, example, len(self.source)))
         for candidate in candidates.integers(len(self.source), size=_CANDIDATES - 1):
@@ -105,8 +112,8 @@ class TrainPiece:
 class EvalPiece:
     """Maps the number of a piece, counted over all batches, to its examples and their mask."""
 
-    source: Examples
-    transform: EvalTransform
+    source: Source
+    examples: EvalExamples
     global_batch: int
     rows: np.ndarray
     check: bool
@@ -117,35 +124,37 @@ class EvalPiece:
         """A part of a batch; the first pass only checks, where it is read at all."""
         batch, rows = _step_and_rows(number, self.rows)
         turn, batch = divmod(batch, math.ceil(len(self.source) / self.global_batch))
-        examples = (batch * self.global_batch + rows).tolist()
+        indices = (batch * self.global_batch + rows).tolist()
         if turn == 0:
-            return _beside(self._read_only, examples)
-        size = self.transform.image_size
-        images = np.zeros((len(rows), size, size, 3), np.uint8)
-        labels = np.zeros(len(rows), np.int32)
+            return _beside(self._read_only, indices)
+        blank = self.examples.blank
+        found = [blank] * len(rows)
         mask = np.zeros(len(rows), np.float32)
         skipped = np.full(len(rows), -1, np.int64)
-        for i, example in enumerate(examples):
-            if example >= len(self.source):
+        for i, index in enumerate(indices):
+            if index >= len(self.source):
                 continue
             try:
-                image, labels[i] = read_example(self.source, example)
-                images[i] = self.transform(image)
+                found[i] = self.examples(read_example(self.source, index))
                 mask[i] = 1
             except InputError as error:
                 if not self.skip_bad:
                     raise _with_remedy(error, self.option) from error
-                skipped[i] = example
-        return {"image": images, "label": labels, "mask": mask, "skipped": skipped}
+                skipped[i] = index
+        return _stacked(found) | {"mask": mask, "skipped": skipped}
 
-    def _read_only(self, examples: list[int]) -> Batch:
-        for example in examples:
-            if example < len(self.source):
+    def _read_only(self, indices: list[int]) -> Batch:
+        for index in indices:
+            if index < len(self.source):
                 try:
-                    read_example(self.source, example)
+                    read_example(self.source, index)
                 except InputError as error:
                     raise _with_remedy(error, self.option) from error
         return {}
+
+
+def _stacked(rows: Sequence[Row]) -> Batch:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _with_remedy(error: InputError, option: str) -> InputError:
@@ -171,7 +180,7 @@ def _step_and_rows(number: int, rows: np.ndarray) -> tuple[int, np.ndarray]:
     return step, rows[piece * PIECE : (piece + 1) * PIECE]
 
 
-def read_example(source: Examples, index: int) -> tuple[Image.Image, int]:
+def read_example(source: Source, index: int) -> Example:
     """`source[index]`, tried again after a while where the file system has a passing problem.
 
     Raises:
@@ -190,7 +199,7 @@ def read_example(source: Examples, index: int) -> tuple[Image.Image, int]:
         ) from None
 
 
-def explain(source: Examples, index: int) -> str:
+def explain(source: Source, index: int) -> str:
     """What is wrong with an example, by reading it once more."""
     try:
         source[index]

@@ -12,11 +12,11 @@ import numpy as np
 
 from convnext_jax.data.pieces import (
     PIECE,
+    EvalExamples,
     EvalPiece,
-    EvalTransform,
-    Examples,
+    Source,
+    TrainExamples,
     TrainPiece,
-    TrainTransform,
     explain,
 )
 from convnext_jax.data.reading import Batch, Reader
@@ -103,8 +103,8 @@ class Batches:
 
 
 def train_batches(
-    source: Examples,
-    transform: TrainTransform,
+    source: Source,
+    examples: TrainExamples,
     *,
     global_batch: int,
     seed: int,
@@ -127,7 +127,7 @@ def train_batches(
 
     Args:
       source: the training examples.
-      transform: called with each image and a generator.
+      examples: makes a row of the batch of each, with a generator.
       global_batch: examples a step, over all hosts.
       seed: 0 or more.
       start_step: first step to yield; a run that resumes gives the number of steps it has done.
@@ -142,8 +142,7 @@ def train_batches(
       beside: called with each batch; what it raises ends the batches.
 
     Returns:
-      Batches {"image": uint8 [n, image_size, image_size, 3] in 0..255, "label": int32 [n]}, n the
-      number of `rows`.
+      Batches of rows as `examples` makes them, arrays [n, ...] by name, n the number of `rows`.
 
     Raises:
       InputError: a number is out of range, or `global_batch` exceeds the number of examples.
@@ -158,7 +157,7 @@ def train_batches(
         raise InputError(f"`seed` (={seed}) must be 0 or more")
     if not 0 <= start_step <= num_steps:
         raise InputError(f"`start_step` (={start_step}) must be in 0..`num_steps` (={num_steps})")
-    piece = TrainPiece(source, transform, global_batch, held, seed, skip_bad)
+    piece = TrainPiece(source, examples, global_batch, held, seed, skip_bad)
     reader = _read(piece, start_step, num_steps, workers, threads, prefetch)
     return Batches(reader, functools.partial(explain, source), max_skipped, beside)
 
@@ -177,8 +176,8 @@ class Passes:
 
     def __init__(
         self,
-        source: Examples,
-        transform: EvalTransform,
+        source: Source,
+        examples: EvalExamples,
         *,
         global_batch: int,
         rows: Sequence[int] | None = None,
@@ -194,7 +193,7 @@ class Passes:
 
         Args:
           source: the examples to evaluate.
-          transform: called with each image.
+          examples: makes a row of a batch of each.
           global_batch: examples a batch, over all hosts.
           rows: those of the global batch that this host holds; None for all.
           check: read every example once before the first pass, beside whatever else happens, to
@@ -216,7 +215,7 @@ class Passes:
         self.num_batches = math.ceil(len(source) / global_batch)
         self.may_skip = skip_bad
         self.skipped: dict[int, str] = {}
-        self._piece = EvalPiece(source, transform, global_batch, held, check, skip_bad, option)
+        self._piece = EvalPiece(source, examples, global_batch, held, check, skip_bad, option)
         self._explain = functools.partial(explain, source)
         self._max_skipped = max_skipped
         self._reading = (workers, threads, prefetch)
@@ -239,12 +238,12 @@ class Passes:
         """Yields this host's part of each batch of the source in its own order, once.
 
         Over all hosts every example comes exactly once with mask 1, but for those left out. The
-        last global batch is filled with black images of label 0 and mask 0, so every host has as
-        many batches, all of one shape.
+        last global batch is filled with blank rows of mask 0, so every host has as many batches,
+        all of one shape.
 
         Yields:
-          {"image": uint8 [n, image_size, image_size, 3] in 0..255, "label": int32 [n], "mask":
-          float32 [n], 1 for an example and 0 for filling}, n the number of `rows`.
+          Rows as `examples` makes them, arrays [n, ...] by name, and `mask`, float32 [n], 1 for an
+          example and 0 for filling; n the number of `rows`.
 
         Raises:
           InputError: an example cannot be used; raised here wherever it was read.

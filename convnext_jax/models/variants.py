@@ -62,6 +62,7 @@ class Variant(Preprocessing):
       norm: a key of `layers.NORMS`.
       head_norm_first: the final norm comes before the pooling.
       head_hidden_size: width of a hidden layer in the head; None: there is none.
+      task: what models of this kind are trained for; a key of `step_builder.TASKS`.
     """
 
     architecture: str
@@ -76,6 +77,7 @@ class Variant(Preprocessing):
     norm: str = "layer_norm"
     head_norm_first: bool = False
     head_hidden_size: int | None = None
+    task: str = "classification"
 
 
 def _v1(depths: tuple[int, ...], first_dim: int, **others) -> Variant:

@@ -21,12 +21,12 @@ from convnext_jax.checkpointing.manager import Checkpoints, abstract_like, resto
 from convnext_jax.data.pipeline import Batches
 from convnext_jax.data.workers import end_workers
 from convnext_jax.errors import Preempted, RunError
-from convnext_jax.evaluation.evaluator import Evaluator
 from convnext_jax.processes import Preemption, compile_together, is_first, own_fault
+from convnext_jax.training.evaluator import Evaluator
 from convnext_jax.training.mirror import Mirror
 from convnext_jax.training.reporting import Reporter, evaluation_record
 from convnext_jax.training.state import TrainState
-from convnext_jax.training.step import BATCH_HASH, METRICS
+from convnext_jax.training.task import Metric
 from convnext_jax.training.watchdog import Watchdog
 
 # Steps that may be dispatched before the first of them is done: enough to keep the accelerator
@@ -43,7 +43,7 @@ class Run:
       abstract_state: shapes and types of the state.
       state_shardings: where its arrays lie; same structure.
       initialize: gives the state before the first step, placed by `state_shardings`.
-      train_step: jitted and donating (state, batch) -> (state, metrics in the order of `METRICS`).
+      train_step: jitted and donating (state, batch) -> (state, numbers named by `metrics`).
       evaluator: for the evaluation split.
       batches: first step -> this process's batches from there to the last step.
       description: stored with every checkpoint.
@@ -61,7 +61,8 @@ class Run:
       stop_at_damage: whether a damaged checkpoint ends the run, instead of the one before it being
         used.
       hang_seconds: a step that takes longer is reported with all stacks; 0: never.
-      batch_hashes: whether the step also reports the hash of its batch.
+      metrics: names of what a step reports.
+      metric: the result of an evaluation by which checkpoints are compared.
       began: when the program did, by `time.perf_counter`.
     """
 
@@ -86,18 +87,15 @@ class Run:
     log_parameters: bool
     stop_at_damage: bool
     hang_seconds: float
-    batch_hashes: bool
+    metrics: tuple[str, ...]
+    metric: Metric
     began: float
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The names of what a step reports."""
-        return (*METRICS, BATCH_HASH) if self.batch_hashes else METRICS
 
     @property
     def best_metric(self) -> str:
         """Decides which checkpoint is best: of the moving average, where the run keeps one."""
-        return "eval_params_top1" if self.abstract_state.ema is None else "eval_ema_top1"
+        which = "params" if self.abstract_state.ema is None else "ema"
+        return f"eval_{which}_{self.metric.name}"
 
 
 def train(
@@ -138,6 +136,7 @@ def train(
             workdir,
             start_step=start,
             total_steps=run.total_steps,
+            metric=run.metric,
             evaluation=evaluated,
             active=is_first(),
             tensorboard=run.tensorboard,
@@ -183,7 +182,7 @@ def train(
                     # Who leaves evaluates when back: there may not be the time for it now.
                     if evaluate and not leave:
                         try:
-                            results = run.evaluator(_candidates(state), before_evaluation_batch)
+                            results = run.evaluator(state.candidates(), before_evaluation_batch)
                             reporter.skipped(run.evaluator.skipped)
                             epoch = step / run.steps_per_epoch
                             reporter.evaluation(step, epoch, results)
@@ -253,16 +252,21 @@ def restore_state(run: Run, directory: epath.Path, step: int) -> TrainState:
         params=found["params"],
         ema=found.get("ema"),
         opt_state=found["optimizer"],
+        batch_stats=found.get("batch_stats", {}),
+        ema_batch_stats=found.get("ema_batch_stats", run.abstract_state.ema_batch_stats),
     )
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:
-    arrays = {"params": state.params, "optimizer": state.opt_state}
-    return arrays if state.ema is None else arrays | {"ema": state.ema}
-
-
-def _candidates(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params} | ({} if state.ema is None else {"ema": state.ema})
+    """What a checkpoint holds of a state; nothing for what is empty."""
+    arrays = {
+        "params": state.params,
+        "optimizer": state.opt_state,
+        "ema": state.ema,
+        "batch_stats": state.batch_stats,
+        "ema_batch_stats": state.ema_batch_stats,
+    }
+    return {name: tree for name, tree in arrays.items() if jax.tree.leaves(tree)}
 
 
 def _farewell(step: int, total_steps: int) -> str:
@@ -339,7 +343,8 @@ class _Meter:
         means = np.stack(self._values).mean(axis=0, dtype=np.float64).tolist()
         metrics = {"epoch": step / self._run.steps_per_epoch}
         metrics |= dict(zip(self._run.metrics, means, strict=True))
-        metrics["learning_rate"] = float(self._values[-1][METRICS.index("learning_rate")])
+        rate = self._run.metrics.index("learning_rate")
+        metrics["learning_rate"] = float(self._values[-1][rate])
         metrics["step_seconds"] = seconds / len(self._values)
         metrics["images_per_second"] = self._run.global_batch * len(self._values) / seconds
         metrics["data_wait_fraction"] = self._waited / seconds

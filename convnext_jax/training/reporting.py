@@ -15,6 +15,7 @@ from tqdm import tqdm
 from convnext_jax.checkpointing.steps import write_at_once
 from convnext_jax.constants import PARAMETERS
 from convnext_jax.errors import RunError
+from convnext_jax.training.task import Metric
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
@@ -30,6 +31,7 @@ class Reporter:
         *,
         start_step: int,
         total_steps: int,
+        metric: Metric,
         evaluation: Mapping[str, float] | None = None,
         active: bool = True,
         tensorboard: bool = True,
@@ -41,6 +43,7 @@ class Reporter:
           start_step: steps already done. What was recorded after them, by a run that was killed
             before its next checkpoint, is dropped: it will be recorded again.
           total_steps: of the whole run.
+          metric: the result of an evaluation that is printed.
           evaluation: the record of the evaluation after `start_step`, if that is done.
           active: whether this process reports.
           tensorboard: whether to write TensorBoard events.
@@ -48,6 +51,7 @@ class Reporter:
         self._active = active
         self._skipped = set[str]()
         self._total_steps = total_steps
+        self._metric = metric
         self._start = (start_step, time.perf_counter())
         if not active:
             return
@@ -141,7 +145,8 @@ class Reporter:
             return
         self._record(step, evaluation_record(epoch, results))
         scores = ", ".join(
-            f"{PARAMETERS[name]}: top-1 {result['top1']:.2%} (loss {result['loss']:.4f})"
+            f"{PARAMETERS[name]}: {self._metric.label} {result[self._metric.name]:.2%}"
+            + (f" (loss {result['loss']:.4f})" if "loss" in result else "")
             for name, result in results.items()
         )
         counts = next(iter(results.values()))
@@ -214,7 +219,7 @@ def evaluation_record(epoch: float, results: dict[str, dict[str, float]]) -> dic
 
 def is_evaluation(record: Mapping[str, float]) -> bool:
     """Whether a record is of an evaluation, and not of training."""
-    return "eval_params_top1" in record
+    return any(name.startswith("eval_") for name in record)
 
 
 def read_records(path: Path) -> list[dict[str, float]]:

@@ -13,21 +13,23 @@ from convnext_jax.training.reporting import (
     read_json,
     read_records,
 )
+from convnext_jax.training.task import Metric
 
 SUMMARY_FILE = "summary.json"
 CURVES_FILE = "curves.png"
 
 
-def write_summary(workdir: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def write_summary(workdir: Path, facts: dict[str, Any], metric: Metric) -> dict[str, Any]:
     """Writes `summary.json` from the run's records.
 
     Args:
       workdir: of a run that reached its last step.
       facts: what the records do not say (model, dataset, devices, ...), written along.
+      metric: the result of an evaluation that decides.
 
     Returns:
       What was written: `facts`; `final` and `best`, the last evaluation and the one with the
-      highest top-1, each by set of parameters; `images_per_second` and `data_wait_fraction`,
+      highest `metric`, each by set of parameters; `images_per_second` and `data_wait_fraction`,
       medians over the records but the first, in which caches fill. Of a run whose records are lost
       there is only the evaluation of its last checkpoint.
     """
@@ -39,7 +41,7 @@ def write_summary(workdir: Path, facts: dict[str, Any]) -> dict[str, Any]:
         evaluated = "ema" if "ema" in evaluations[-1] else "params"
         summary["evaluated"] = evaluated
         summary["final"] = evaluations[-1]
-        summary["best"] = max(evaluations, key=lambda e: (e[evaluated]["top1"], e["step"]))
+        summary["best"] = max(evaluations, key=lambda e: (e[evaluated][metric.name], e["step"]))
     for name in ("images_per_second", "data_wait_fraction"):
         if speeds:
             summary[name] = statistics.median(record[name] for record in speeds[1:] or speeds)
@@ -48,7 +50,7 @@ def write_summary(workdir: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nested(record: dict[str, float]) -> dict[str, Any]:
-    """{"eval_ema_top1": x, ...} -> {"ema": {"top1": x, ...}, "step": ..., "epoch": ...}."""
+    """{"eval_ema_loss": x, ...} -> {"ema": {"loss": x, ...}, "step": ..., "epoch": ...}."""
     result: dict[str, Any] = {"step": record["step"], "epoch": record["epoch"]}
     for key, value in record.items():
         if key.startswith("eval_"):
@@ -57,15 +59,15 @@ def _nested(record: dict[str, float]) -> dict[str, Any]:
     return result
 
 
-def final_line(summary: dict[str, Any], workdir: Path) -> str:
+def final_line(summary: dict[str, Any], workdir: Path, metric: Metric) -> str:
     """One line for a person: what came out, on how many images, and where the curves are."""
     final, which = summary["final"], summary["evaluated"]
     result, best = final[which], summary["best"]
     label = PARAMETERS[which]
     line = (
-        f"{summary['model']} on {summary['dataset']}: top-1 {result['top1']:.2%} ({label}) on"
-        f" {result['num_examples']} images of `{summary['eval_split']}` after {final['epoch']:g}"
-        f" epochs (best {best[which]['top1']:.2%} after {best['epoch']:g})"
+        f"{summary['model']} on {summary['dataset']}: {metric.label} {result[metric.name]:.2%}"
+        f" ({label}) on {result['num_examples']} images of `{summary['eval_split']}` after"
+        f" {final['epoch']:g} epochs (best {best[which][metric.name]:.2%} after {best['epoch']:g})"
     )
     if "images_per_second" not in summary:
         return f"{line}; the records of its training are lost"
@@ -75,8 +77,8 @@ def final_line(summary: dict[str, Any], workdir: Path) -> str:
     )
 
 
-def write_curves(workdir: Path, title: str) -> None:
-    """Draws loss, accuracy and learning rate over epochs into `curves.png`, if there are any."""
+def write_curves(workdir: Path, title: str, metric: Metric) -> None:
+    """Draws loss, `metric` and learning rate over epochs into `curves.png`, if there are any."""
     records = read_records(workdir / METRICS_FILE)
     training = [record for record in records if "loss" in record]
     if not training:
@@ -84,29 +86,31 @@ def write_curves(workdir: Path, title: str) -> None:
     import matplotlib.figure  # takes a second, and only this needs it
 
     evaluations = [record for record in records if is_evaluation(record)]
-    names = [name for name in ("params", "ema") if f"eval_{name}_top1" in evaluations[-1]]
+    names = [name for name in ("params", "ema") if f"eval_{name}_{metric.name}" in evaluations[-1]]
     sets = [(name, PARAMETERS[name]) for name in names]
 
     # A figure of its own, not pyplot's, which would look for a display.
     figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
     figure.suptitle(title)
-    loss, accuracy, rate = figure.subplots(1, 3)
+    loss, score, rate = figure.subplots(1, 3)
     epochs = [record["epoch"] for record in training]
     evaluated_epochs = [record["epoch"] for record in evaluations]
-    loss.plot(epochs, [record["loss"] for record in training], label="training (smoothed labels)")
+    loss.plot(epochs, [record["loss"] for record in training], label="training")
     for number, (name, label) in enumerate(sets, start=1):
         color = f"C{number}"
-        values = [record[f"eval_{name}_loss"] for record in evaluations]
-        loss.plot(evaluated_epochs, values, ".-", color=color, label=f"held out, {label}")
-        values = [100 * record[f"eval_{name}_top1"] for record in evaluations]
+        if f"eval_{name}_loss" in evaluations[-1]:
+            values = [record[f"eval_{name}_loss"] for record in evaluations]
+            loss.plot(evaluated_epochs, values, ".-", color=color, label=f"held out, {label}")
+        values = [100 * record[f"eval_{name}_{metric.name}"] for record in evaluations]
         label = f"{label}: {values[-1]:.2f} %"
-        accuracy.plot(evaluated_epochs, values, ".-", color=color, label=label)
+        score.plot(evaluated_epochs, values, ".-", color=color, label=label)
     rate.plot(epochs, [record["learning_rate"] for record in training])
-    for axes, name in ((loss, "loss"), (accuracy, "held-out top-1 (%)"), (rate, "learning rate")):
+    score_title = f"held-out {metric.label} (%)"
+    for axes, name in ((loss, "loss"), (score, score_title), (rate, "learning rate")):
         axes.set(xlabel="epoch", title=name)
         axes.grid(alpha=0.3)
     loss.legend()
-    accuracy.legend(loc="lower right")
+    score.legend(loc="lower right")
     figure.savefig(workdir / CURVES_FILE, dpi=110)
 
 

@@ -15,13 +15,13 @@ from originals import CLASSES, SMALL, facebook_names, hf_model, randomised, torc
 from PIL import Image
 from random_models import random_images
 
+from convnext_jax.classification.preprocess import Preprocess
 from convnext_jax.convert import published as published_settings
 from convnext_jax.convert import write
 from convnext_jax.convert.__main__ import main
 from convnext_jax.convert.loading import load
 from convnext_jax.convert.write import export
 from convnext_jax.errors import InputError
-from convnext_jax.inference.preprocess import Preprocess
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.variants import Preprocessing
 

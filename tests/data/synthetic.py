@@ -25,29 +25,32 @@ class Numbered:
         return Image.new("RGB", (8, 8), (index % 256,) * 3), index
 
 
-@dataclasses.dataclass(frozen=True)
-class Noise:
-    """A transform that shows what the generator gives, in 1x1 pixels."""
+class Pixel:
+    """Makes rows of images of 1x1 pixels."""
 
-    image_size: int = 1
+    blank = {"image": np.zeros((1, 1, 3), np.uint8), "label": np.int32(0)}
 
-    def __call__(self, image, rng):
+    def __call__(self, example, rng=None):
+        return {"image": self.pixel(rng), "label": np.int32(example[1])}
+
+
+class Noise(Pixel):
+    """Shows what the generator gives."""
+
+    def pixel(self, rng):
         return rng.integers(0, 256, size=(1, 1, 3), dtype=np.uint8)
 
 
-def eval_batches(source, transform, **options):
+def eval_batches(source, examples, **options):
     """The batches of one pass over a split."""
-    with contextlib.closing(Passes(source, transform, **options)) as passes:
+    with contextlib.closing(Passes(source, examples, **options)) as passes:
         yield from passes()
 
 
-@dataclasses.dataclass(frozen=True)
-class Imported:
-    """A transform that shows which libraries its process uses, in 1x1 pixels."""
+class Imported(Pixel):
+    """Shows which libraries its process uses."""
 
-    image_size: int = 1
-
-    def __call__(self, image, rng=None):
+    def pixel(self, rng):
         bridge = sys.modules.get("jax._src.xla_bridge")
         used = bridge is not None and bridge.backends_are_initialized()
         return np.uint8([[["tensorflow" in sys.modules, used, "torch" in sys.modules]]])

@@ -10,9 +10,9 @@ from data.ilsvrc import encode
 from data.synthetic import Imported, Noise, Numbered, eval_batches, write_odd
 from PIL import Image
 
+from convnext_jax.classification.transforms import EvalTransform, Labelled, TrainTransform
 from convnext_jax.data.pipeline import train_batches
 from convnext_jax.data.sources import open_source
-from convnext_jax.data.transforms import EvalTransform, TrainTransform
 from convnext_jax.errors import InputError
 
 TRAIN = {"global_batch": 80, "seed": 3, "start_step": 0, "num_steps": 24}
@@ -35,7 +35,7 @@ def digits(data_dir):
 
 @pytest.fixture(scope="module")
 def transform():
-    return TrainTransform(12, "padded")
+    return Labelled(TrainTransform(12, "padded"))
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_evaluation_has_every_example_once(length, global_batch, count, workers)
         batches = list(
             eval_batches(
                 Numbered(length),
-                EvalTransform(8, 1.0),
+                Labelled(EvalTransform(8, 1.0)),
                 global_batch=global_batch,
                 rows=range(i * global_batch // count, (i + 1) * global_batch // count),
                 workers=workers,
@@ -205,7 +205,7 @@ def test_closing_early_leaves_nothing_behind(workers):
 
 
 def test_a_finished_iterator_stays_finished():
-    batches = eval_batches(Numbered(4), EvalTransform(8), global_batch=4)
+    batches = eval_batches(Numbered(4), Labelled(EvalTransform(8)), global_batch=4)
     assert len(list(batches)) == 1
     assert list(batches) == []
 
@@ -225,7 +225,7 @@ def test_a_broken_image_is_one_sentence_for_the_consumer(tmp_path, workers):
     write_odd(tmp_path, examples)
     source = open_source("odd", "train", tmp_path)
     broken = next(i for i in range(4) if source._records[i]["file_name"] == b"2.jpg")
-    batches = eval_batches(source, EvalTransform(8), global_batch=2, workers=workers)
+    batches = eval_batches(source, Labelled(EvalTransform(8)), global_batch=2, workers=workers)
     with pytest.raises(InputError) as caught:
         list(batches)
     message = str(caught.value)
@@ -238,7 +238,7 @@ def test_a_broken_image_is_one_sentence_for_the_consumer(tmp_path, workers):
 
 
 def test_sources_and_transforms_can_be_pickled(digits, transform):
-    for thing in (digits, transform, EvalTransform(224)):
+    for thing in (digits, transform, Labelled(EvalTransform(224))):
         pickle.loads(pickle.dumps(thing))
 
 

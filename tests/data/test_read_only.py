@@ -14,7 +14,7 @@ import os, sys
 import numpy as np
 from PIL import Image
 from convnext_jax.data import resample, sources
-from convnext_jax.data.transforms import EvalTransform
+from convnext_jax.classification.transforms import EvalTransform
 assert sources.__file__.startswith(sys.argv[1]), sources.__file__
 for place in (sys.argv[1], os.environ["HOME"]):
     assert not os.access(place, os.W_OK), place

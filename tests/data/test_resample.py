@@ -11,10 +11,11 @@ import pytest
 import sklearn.datasets
 from PIL import Image, ImageOps
 
-from convnext_jax.data import randaugment, resample, transforms
+from convnext_jax.classification import randaugment, transforms
+from convnext_jax.classification.randaugment import FILL, RandAugment
+from convnext_jax.classification.transforms import EvalTransform, TrainTransform
+from convnext_jax.data import resample
 from convnext_jax.data.decode import decode
-from convnext_jax.data.randaugment import FILL, RandAugment
-from convnext_jax.data.transforms import EvalTransform, TrainTransform
 
 BICUBIC = Image.Resampling.BICUBIC
 PHOTOGRAPHS = [Image.fromarray(image) for image in sklearn.datasets.load_sample_images().images]
@@ -112,7 +113,7 @@ def test_small_images_do_not_load_the_compiled_functions():
 import sys
 import numpy as np
 from PIL import Image
-from convnext_jax.data.transforms import EvalTransform, TrainTransform
+from convnext_jax.classification.transforms import EvalTransform, TrainTransform
 image = Image.new("RGB", (8, 8))
 EvalTransform(32, 1.0)(image)
 TrainTransform(32, "padded", auto_augment={RECIPE!r})(image, np.random.default_rng(0))

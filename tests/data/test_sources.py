@@ -123,7 +123,8 @@ def test_the_default_directory_is_that_of_tfds(tmp_path):
 
 def test_reading_imports_neither_tensorflow_nor_jax(imagenet):
     code = (
-        "import sys; from convnext_jax.data import sources, transforms;"
+        "import sys; from convnext_jax.data import sources;"
+        "from convnext_jax.classification import transforms;"
         f"source = sources.open_source('imagenet2012', 'train', {str(imagenet[0])!r});"
         "transforms.EvalTransform(224)(source[3][0]);"
         "print([m for m in ('tensorflow', 'jax', 'torch', 'grain') if m in sys.modules])"

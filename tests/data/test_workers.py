@@ -10,23 +10,20 @@ import time
 
 import numpy as np
 import pytest
-from data.synthetic import Numbered
+from data.synthetic import Numbered, Pixel
 
+from convnext_jax.classification.transforms import EvalTransform, Labelled
 from convnext_jax.data.pipeline import Passes, train_batches
-from convnext_jax.data.transforms import EvalTransform
 from convnext_jax.errors import InputError, Lost
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 RUN = {"global_batch": 64, "seed": 0, "start_step": 0, "num_steps": 10**6, "workers": 2}
 
 
-@dataclasses.dataclass(frozen=True)
-class Slow:
+class Slow(Pixel):
     """Keeps whoever wants batches waiting: 32 images of a piece take 0.3 s. Shows its process."""
 
-    image_size: int = 1
-
-    def __call__(self, image, rng=None):
+    def pixel(self, rng):
         time.sleep(0.01)
         return np.frombuffer(np.uint32(os.getpid()).tobytes()[:3], np.uint8).reshape(1, 1, 3)
 
@@ -152,7 +149,11 @@ def test_the_next_pass_is_ready_when_it_is_wanted():
 def test_the_check_finds_what_cannot_be_read_before_any_pass():
     for workers in (0, 1):
         passes = Passes(
-            Holed(100, (77,)), EvalTransform(8), global_batch=40, check=True, workers=workers
+            Holed(100, (77,)),
+            Labelled(EvalTransform(8)),
+            global_batch=40,
+            check=True,
+            workers=workers,
         )
         batches = train_batches(
             Numbered(1000), Slow(), **RUN | {"workers": 0}, beside=passes.start, threads=1
@@ -171,7 +172,7 @@ def test_the_check_finds_what_cannot_be_read_before_any_pass():
 
 
 def test_a_check_of_whole_data_changes_no_pass():
-    passes = Passes(Numbered(100), EvalTransform(8), global_batch=40, check=True)
+    passes = Passes(Numbered(100), Labelled(EvalTransform(8)), global_batch=40, check=True)
     for _ in range(2):
         labels = np.concatenate([batch["label"] for batch in passes()])
         assert labels.tolist()[:100] == list(range(100))

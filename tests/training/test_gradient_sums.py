@@ -1,7 +1,7 @@
 """In what precision gradients are summed over devices, and parameters gathered: programs, read.
 
 The programs are those handed to the compiler for TPUs, which are the same for any number of them;
-what it makes of them is in tests/test_plan.py, which takes minutes.
+what it makes of them is in tests/planning/test_plan.py, which takes minutes.
 """
 
 import re
@@ -9,11 +9,12 @@ import re
 import jax
 import pytest
 
-from convnext_jax import planning, sharding, tree
+from convnext_jax import sharding, tree
 from convnext_jax.config import from_dict
 from convnext_jax.errors import InputError
-from convnext_jax.machines import parse_machine
-from convnext_jax.planning import Job, Variant
+from convnext_jax.planning import compiling
+from convnext_jax.planning.compiling import Job, Variant
+from convnext_jax.planning.machines import parse_machine
 from convnext_jax.step_builder import build_step
 
 # All kernels are of different shapes, so that a shape names its parameter.
@@ -35,7 +36,7 @@ def program(fsdp=1, dtype="bfloat16", **optim):
     job = Job(from_dict(values), Variant(fsdp, False), parse_machine("gpu:8xH100"), None, 10, 1000)
     mesh = sharding.create_mesh(fsdp=fsdp)
     step = build_step(job.config, mesh, 10, 1000)
-    traced = step.function.trace(step.abstract_state, planning.abstract_batch(job, step))
+    traced = step.function.trace(step.abstract_state, compiling.abstract_batch(job, step))
     text = traced.lower(lowering_platforms=("tpu",)).as_text()
     shapes = {
         name: p.shape for name, p in tree.flatten_with_names(step.abstract_state.params).items()

@@ -15,6 +15,7 @@ from etils import epath
 
 from convnext_jax import sharding
 from convnext_jax.checkpointing.steps import EVALUATION, completed_steps
+from convnext_jax.classification.task import METRIC
 from convnext_jax.errors import InputError, Preempted, RunError
 from convnext_jax.training import summary
 from convnext_jax.training.loop import Run, train
@@ -97,7 +98,8 @@ def build(evaluator, delay=0.0, **options):
         log_parameters=False,
         stop_at_damage=False,
         hang_seconds=0,
-        batch_hashes=False,
+        metrics=METRICS,
+        metric=METRIC,
         began=time.perf_counter(),
     )
     return dataclasses.replace(run, **options)
@@ -105,7 +107,7 @@ def build(evaluator, delay=0.0, **options):
 
 def scores(candidates, before_batch):
     before_batch()
-    top1 = SCORES.get(int(candidates["params"]["kernel"][0]), 0.1)
+    top1 = SCORES.get(int(candidates["params"][0]["kernel"][0]), 0.1)
     counts = {"num_examples": 9, "num_skipped": 0}
     return {"params": {"top1": top1, "top5": 1.0, "loss": 0.1} | counts}
 
@@ -207,7 +209,7 @@ def test_a_run_made_shorter_than_it_is_gets_its_evaluation(tmp_path):
     state = go(build(scores, total_steps=9), tmp_path)
     assert int(state.params["kernel"][0]) == 10
     assert evaluated(tmp_path) == [(4, 0.5), (8, 0.9), (10, 0.1)]
-    assert summary.write_summary(tmp_path, {})["final"]["step"] == 10
+    assert summary.write_summary(tmp_path, {}, METRIC)["final"]["step"] == 10
 
 
 def test_results_of_earlier_versions_count(tmp_path):

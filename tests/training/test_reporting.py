@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from convnext_jax.classification.task import METRIC
 from convnext_jax.errors import RunError
 from convnext_jax.training import summary
 from convnext_jax.training.reporting import Reporter, read_records
@@ -22,7 +23,9 @@ def evaluation(top1):
 
 
 def record(workdir, start_step, steps):
-    reporter = Reporter(workdir, start_step=start_step, total_steps=9, tensorboard=False)
+    reporter = Reporter(
+        workdir, start_step=start_step, total_steps=9, metric=METRIC, tensorboard=False
+    )
     for step in steps:
         reporter.train(step, TRAINING | {"loss": float(step)})
     reporter.close()
@@ -46,7 +49,7 @@ def test_what_a_machine_that_went_down_left_ends_no_start(tmp_path, capsys):
     for name in ("config.json", "summary.json"):
         (tmp_path / name).write_text("")
     assert not summary.is_finished(tmp_path, 2)
-    reporter = Reporter(tmp_path, start_step=2, total_steps=9, tensorboard=False)
+    reporter = Reporter(tmp_path, start_step=2, total_steps=9, metric=METRIC, tensorboard=False)
     reporter.start({}, {"seed": 1})
     reporter.train(3, TRAINING)
     reporter.close()
@@ -59,7 +62,7 @@ def test_tensorboard_events_hold_what_was_recorded(tmp_path):
     from tensorboard.backend.event_processing import event_accumulator
     from tensorboard.util import tensor_util
 
-    reporter = Reporter(tmp_path, start_step=0, total_steps=2)
+    reporter = Reporter(tmp_path, start_step=0, total_steps=2, metric=METRIC)
     reporter.train(1, TRAINING)
     reporter.evaluation(2, 1.0, evaluation(0.5))
     reporter.close()
@@ -71,7 +74,7 @@ def test_tensorboard_events_hold_what_was_recorded(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_in_one_sentence(tmp_path):
-    reporter = Reporter(tmp_path, start_step=0, total_steps=2, tensorboard=False)
+    reporter = Reporter(tmp_path, start_step=0, total_steps=2, metric=METRIC, tensorboard=False)
     reporter._records.close()
     reporter._records = open("/dev/full", "ab", buffering=0)
     with pytest.raises(RunError, match="recording step 1 in /dev/full failed: .*No space left"):
@@ -79,18 +82,18 @@ def test_a_full_disk_ends_the_run_in_one_sentence(tmp_path):
 
 
 def test_summary_and_curves(tmp_path):
-    reporter = Reporter(tmp_path, start_step=0, total_steps=6, tensorboard=False)
+    reporter = Reporter(tmp_path, start_step=0, total_steps=6, metric=METRIC, tensorboard=False)
     for step, top1 in ((2, 0.5), (4, 0.8), (6, 0.7)):
         reporter.train(step, TRAINING | {"images_per_second": 10.0 * step})
         reporter.evaluation(step, step / 2, evaluation(top1))
     reporter.close()
     facts = {"model": "m", "dataset": "d", "eval_split": "test"}
-    result = summary.write_summary(tmp_path, facts)
+    result = summary.write_summary(tmp_path, facts, METRIC)
     assert result == json.loads((tmp_path / "summary.json").read_text())
     assert (result["final"]["step"], result["best"]["step"]) == (6, 4)
     assert result["final"]["params"] == evaluation(0.7)["params"]
     assert result["images_per_second"] == 50  # the first record has the compilation
-    line = summary.final_line(result, tmp_path)
+    line = summary.final_line(result, tmp_path, METRIC)
     assert "m on d: top-1 70.00% (raw parameters) on 9 images of `test` after 3 epochs" in line
-    summary.write_curves(tmp_path, "title")
+    summary.write_curves(tmp_path, "title", METRIC)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

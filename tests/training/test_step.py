@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from convnext_jax.classification.loss import cross_entropy
 from convnext_jax.constants import IMAGENET_MEAN, IMAGENET_STD
 from convnext_jax.training.state import TrainState
 from convnext_jax.training.step import METRICS, make_train_step
@@ -49,17 +50,13 @@ def start(optimizer, ema=True):
     )
 
 
-def build(function=apply, optimizer=None, learning_rate=0.5, **options):
+def build(function=apply, optimizer=None, learning_rate=0.5, label_smoothing=0.0, **options):
     optimizer = optimizer or optax.sgd(learning_rate)
+    loss = cross_entropy(
+        function, CLASSES, mean=IMAGENET_MEAN, std=IMAGENET_STD, label_smoothing=label_smoothing
+    )
     step = make_train_step(
-        function,
-        optimizer,
-        lambda step: jnp.float32(learning_rate),
-        num_classes=CLASSES,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        seed=7,
-        **options,
+        loss, optimizer, lambda step: jnp.float32(learning_rate), seed=7, **options
     )
     return jax.jit(step), optimizer
 

@@ -16,11 +16,12 @@ from random_models import functional, with_values
 from torch_weights import renamed
 
 from convnext_jax import tree
+from convnext_jax.classification.loss import cross_entropy
+from convnext_jax.classification.mixup import Mixup
+from convnext_jax.classification.transforms import Labelled, TrainTransform
 from convnext_jax.constants import IMAGENET_MEAN, IMAGENET_STD
-from convnext_jax.data.mixup import Mixup
 from convnext_jax.data.pipeline import train_batches
 from convnext_jax.data.sources import open_source
-from convnext_jax.data.transforms import TrainTransform
 from convnext_jax.optim.optimizer import create_optimizer
 from convnext_jax.optim.schedule import warmup_cosine
 from convnext_jax.training.state import initial_state
@@ -36,7 +37,7 @@ def batches(tmp_path_factory):
     source = open_source("digits", "train", tmp_path_factory.mktemp("digits"))
     transform = TrainTransform(32, crop="padded", flip=0.0)
     with train_batches(
-        source, transform, global_batch=BATCH, seed=0, start_step=0, num_steps=STEPS
+        source, Labelled(transform), global_batch=BATCH, seed=0, start_step=0, num_steps=STEPS
     ) as found:
         return list(found)
 
@@ -62,16 +63,18 @@ def ours(batches, mixup):
     optimizer = create_optimizer(schedule, weight_decay=DECAY)
     step = jax.jit(
         make_train_step(
-            apply,
+            cross_entropy(
+                apply,
+                10,
+                mean=IMAGENET_MEAN,
+                std=IMAGENET_STD,
+                label_smoothing=SMOOTHING,
+                mixup=mixup,
+            ),
             optimizer,
             schedule,
-            num_classes=10,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
             seed=SEED,
-            label_smoothing=SMOOTHING,
             ema_decay=EMA,
-            mixup=mixup,
         )
     )
     state, losses = initial_state(params, optimizer, with_ema=True), []

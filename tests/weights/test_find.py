@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 from etils.epath import register
-from inference.small import FEEDING, save
+from classification.small import FEEDING, save
 from random_models import random_params
 
 from convnext_jax import evaluate, predict

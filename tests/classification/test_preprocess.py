@@ -6,15 +6,15 @@ import io
 import jax
 import numpy as np
 import pytest
-from inference.small import PHOTOGRAPHS, photographs
+from classification.small import PHOTOGRAPHS, photographs
 from oracles import timm, torchvision
 from PIL import Image
 
 from convnext_jax.builders import build_run
+from convnext_jax.classification.preprocess import ImageError, Preprocess
 from convnext_jax.config import default_config, resolve
 from convnext_jax.data.normalize import normalize
 from convnext_jax.errors import InputError
-from convnext_jax.inference.preprocess import ImageError, Preprocess
 from convnext_jax.models.pretrained import PRETRAINED
 from convnext_jax.models.spec import ModelDescription
 from convnext_jax.models.variants import VARIANTS, Preprocessing

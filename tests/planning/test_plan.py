@@ -6,13 +6,14 @@ import math
 import jax
 import pytest
 
-from convnext_jax import machines, planning, sharding
 from convnext_jax import plan as command
+from convnext_jax import sharding
 from convnext_jax.config import from_dict
 from convnext_jax.errors import InputError
-from convnext_jax.machines import GIB, parse_machine
-from convnext_jax.planning import Job, Variant
-from convnext_jax.programs import array_bytes, read_program
+from convnext_jax.planning import compiling, machines
+from convnext_jax.planning.compiling import Job, Variant
+from convnext_jax.planning.machines import GIB, parse_machine
+from convnext_jax.planning.programs import array_bytes, read_program
 from convnext_jax.step_builder import build_step
 
 DIGITS = "configs/digits.py"
@@ -168,7 +169,7 @@ def job(fsdp: int, machine: str = "gpu:8xH100", **data: object) -> Job:
 
 
 def test_memory_of_the_state():
-    whole, split = (planning.analyse(job(fsdp))["memory"] for fsdp in (1, 8))
+    whole, split = (compiling.analyse(job(fsdp))["memory"] for fsdp in (1, 8))
     params = job(1).step().abstract_state.params
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
     assert whole["parameters"] == 4 * sum(sizes) == whole["moving average"]
@@ -183,25 +184,25 @@ def test_memory_of_the_state():
 
 def test_batch_must_divide():
     with pytest.raises(InputError, match=r"`data.global_batch` \(=30\).*\(=8\)"):
-        planning.analyse(job(1, global_batch=30))
+        compiling.analyse(job(1, global_batch=30))
 
 
 def test_remat_costs_operations():
     plain = job(1)
     again = Job(plain.config, Variant(1, True), plain.machine, None, 10, 1000)
-    assert planning.analyse(again)["flops"] > 1.1 * planning.analyse(plain)["flops"]
+    assert compiling.analyse(again)["flops"] > 1.1 * compiling.analyse(plain)["flops"]
 
 
 def test_refusal_of_the_compiler():
     message = "RESOURCE_EXHAUSTED: Ran out of memory. Used 25.50G of 15.75G hbm. Exceeded by 9.75G."
-    assert planning.memory_needed(message) == (int(25.5 * GIB), int(15.75 * GIB))
-    assert planning.memory_needed("RESOURCE_EXHAUSTED: no more") is None
+    assert compiling.memory_needed(message) == (int(25.5 * GIB), int(15.75 * GIB))
+    assert compiling.memory_needed("RESOURCE_EXHAUSTED: no more") is None
 
 
 def test_candidates():
-    assert planning.candidates(16, 4, fits=True) == [8, 16]
-    assert planning.candidates(16, 4, fits=False) == [1, 2]
-    assert planning.candidates(16, 16, fits=True) == []
+    assert compiling.candidates(16, 4, fits=True) == [8, 16]
+    assert compiling.candidates(16, 4, fits=False) == [1, 2]
+    assert compiling.candidates(16, 16, fits=True) == []
 
 
 @pytest.mark.parametrize(("fitting", "expected"), [(64, 64), (24, 16), (3, 2), (0, None)])
@@ -214,16 +215,16 @@ def test_search_finds_the_largest(monkeypatch, fitting, expected):
         tried.append(images)
         return {"fits": images <= fitting}
 
-    monkeypatch.setattr(planning, "measure", measure)
+    monkeypatch.setattr(compiling, "measure", measure)
     row = {"per_device_batch": 8, "fits": fitting >= 8}
-    assert planning.search(big, row, 10, tried.append) == (expected, 10 - len(tried) // 2)
+    assert compiling.search(big, row, 10, tried.append) == (expected, 10 - len(tried) // 2)
     assert 8 not in tried
 
 
 def test_search_keeps_to_its_budget(monkeypatch):
-    monkeypatch.setattr(planning, "measure", lambda attempt: {"fits": True})
+    monkeypatch.setattr(compiling, "measure", lambda attempt: {"fits": True})
     row = {"per_device_batch": 8, "fits": True}
-    assert planning.search(job(1, global_batch=512), row, 0, print) == (8, 0)
+    assert compiling.search(job(1, global_batch=512), row, 0, print) == (8, 0)
 
 
 PROGRAM = """\
@@ -355,7 +356,7 @@ def compiled_for_cpu(fsdp: int) -> tuple[dict, list[int]]:
     """Exchanges of the small step on eight virtual devices, and the sizes of its parameters."""
     config = job(fsdp).config
     step = build_step(config, sharding.create_mesh(fsdp=fsdp), 10, 1000)
-    batch = planning.abstract_batch(job(fsdp), step)
+    batch = compiling.abstract_batch(job(fsdp), step)
     program = read_program(step.function.lower(step.abstract_state, batch).compile().as_text())
     return program.totals(), [leaf.size for leaf in jax.tree.leaves(step.abstract_state.params)]
 

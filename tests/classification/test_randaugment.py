@@ -11,9 +11,9 @@ import sklearn.datasets
 from oracles import timm, torch, torchvision
 from PIL import Image, ImageOps
 
-from convnext_jax.data import randaugment
-from convnext_jax.data.randaugment import Draw, RandAugment, draw_for, parse_policy
-from convnext_jax.data.transforms import TrainTransform
+from convnext_jax.classification import randaugment
+from convnext_jax.classification.randaugment import Draw, RandAugment, draw_for, parse_policy
+from convnext_jax.classification.transforms import TrainTransform
 from convnext_jax.errors import InputError
 
 RECIPE = "rand-m9-mstd0.5-inc1"

@@ -14,9 +14,9 @@ from flax import nnx
 from PIL import Image
 
 from convnext_jax import sharding
+from convnext_jax.classification.preprocess import ImageError, ImageLike, Preprocess
 from convnext_jax.data.normalize import normalize
 from convnext_jax.errors import InputError, RunError
-from convnext_jax.inference.preprocess import ImageError, ImageLike, Preprocess
 from convnext_jax.models.registry import Model
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.processes import usable_cores

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from convnext_jax.config import Config, Steps
-from convnext_jax.machines import Machine
+from convnext_jax.planning.machines import Machine
 
 # Assumed: from the command to the first step. Of it, compiling both programs 150 s: the plan of
 # ConvNeXt-T's step took 95 to 160 s on two cores; a restart finds it in the cache of programs.

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 from e2e import commands
-from inference.small import FEEDING, NAMES, PHOTOGRAPHS, SPEC, model_with, save, small_params
+from classification.small import FEEDING, NAMES, PHOTOGRAPHS, SPEC, model_with, save, small_params
 
 from convnext_jax import predict
-from convnext_jax.inference.predictor import Predictor
+from convnext_jax.classification.predictor import Predictor
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from convnext_jax.data.erasing import box_mask
+from convnext_jax.classification.erasing import box_mask
 from convnext_jax.errors import InputError
 
 

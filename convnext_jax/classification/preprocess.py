@@ -5,8 +5,8 @@ import os
 import numpy as np
 from PIL import Image
 
+from convnext_jax.classification.transforms import EvalTransform
 from convnext_jax.data.decode import upright
-from convnext_jax.data.transforms import EvalTransform
 from convnext_jax.models.variants import Preprocessing
 
 ImageLike = str | os.PathLike[str] | Image.Image

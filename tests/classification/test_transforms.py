@@ -8,8 +8,8 @@ import sklearn.datasets
 from oracles import timm, torch, torchvision
 from PIL import Image
 
-from convnext_jax.data import transforms
-from convnext_jax.data.transforms import Box, EvalTransform, TrainTransform
+from convnext_jax.classification import transforms
+from convnext_jax.classification.transforms import Box, EvalTransform, TrainTransform
 from convnext_jax.errors import InputError
 
 F = torchvision.transforms.functional

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from inference.small import (
+from classification.small import (
     FEEDING,
     NAMES,
     PHOTOGRAPHS,
@@ -15,16 +15,16 @@ from inference.small import (
     model_with,
     photographs,
 )
-from inference.small import small_params as params
+from classification.small import small_params as params
 from oracles import timm, torch
 from PIL import Image
 from random_models import with_values
 from torch_weights import randomise, renamed
 
+from convnext_jax.classification.predictor import Failure, Prediction, Predictor
+from convnext_jax.classification.preprocess import Preprocess
 from convnext_jax.data.normalize import normalize
 from convnext_jax.errors import InputError, RunError
-from convnext_jax.inference.predictor import Failure, Prediction, Predictor
-from convnext_jax.inference.preprocess import Preprocess
 from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.models.registry import get_pretrained
 from convnext_jax.models.spec import ModelSpec

@@ -8,12 +8,13 @@ images; normalising happens later, inside the training step.
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from convnext_jax.data import randaugment, resample
+from convnext_jax.classification import randaugment
+from convnext_jax.data import resample
 from convnext_jax.errors import InputError
 
 # From this size on the reference evaluates the whole image, warped, instead of a centre crop.
@@ -246,6 +247,30 @@ class EvalTransform:
         if self.interpolation == "bicubic":
             return to_uint8(resample.resize(image, new, part=part))
         return to_uint8(image.resize(new, INTERPOLATIONS[self.interpolation]).crop(part))
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Makes a row of a batch of an image with its label.
+
+    Attributes:
+      transform: of the image; a random one is given a generator, too.
+    """
+
+    transform: TrainTransform | EvalTransform
+
+    def __call__(
+        self, example: tuple[Image.Image, int], *rng: np.random.Generator
+    ) -> dict[str, Any]:
+        """{"image": uint8 [image_size, image_size, 3] in 0..255, "label": int32}."""
+        image, label = example
+        return {"image": self.transform(image, *rng), "label": np.int32(label)}
+
+    @property
+    def blank(self) -> dict[str, Any]:
+        """A black image of label 0."""
+        size = self.transform.image_size
+        return {"image": np.zeros((size, size, 3), np.uint8), "label": np.int32(0)}
 
 
 def _check_size(image_size: int) -> None:

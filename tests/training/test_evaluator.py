@@ -1,5 +1,6 @@
 """Metrics against scikit-learn, and the counting of examples."""
 
+import functools
 import time
 
 import jax
@@ -9,12 +10,15 @@ import pytest
 import sklearn.metrics
 
 from convnext_jax import sharding
+from convnext_jax.classification import task
+from convnext_jax.classification.metrics import confusion_counts, masked_sums
+from convnext_jax.classification.transforms import EvalTransform, Labelled
 from convnext_jax.data.pipeline import Passes
 from convnext_jax.data.sources import open_source
-from convnext_jax.data.transforms import EvalTransform
 from convnext_jax.errors import InputError, RunError
-from convnext_jax.evaluation.evaluator import Evaluator
-from convnext_jax.evaluation.metrics import confusion_counts, masked_sums
+from convnext_jax.models.variants import Preprocessing
+from convnext_jax.training.evaluator import Evaluator
+from convnext_jax.training.task import Evaluation
 
 
 def test_sums_equal_scikit_learns():
@@ -74,10 +78,18 @@ class Images:
 
 
 class Pixels:
-    image_size = 2
+    blank = {"image": np.zeros((2, 2, 3), np.uint8), "label": np.int32(0)}
 
-    def __call__(self, image):
-        return np.asarray(image)
+    def __call__(self, example):
+        return {"image": np.asarray(example[0]), "label": np.int32(example[1])}
+
+
+def build(apply, passes, examples):
+    """An evaluator of a model that is fed with pixels in [0, 1]."""
+    feeding = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+    sums = functools.partial(task._sums, apply, feeding, False)
+    evaluation = Evaluation(examples, sums, task._results, task.METRIC)
+    return Evaluator(evaluation, passes, mesh=sharding.create_mesh())
 
 
 def evaluator(length, batch, claimed=None):
@@ -90,20 +102,14 @@ def evaluator(length, batch, claimed=None):
 
     passes = Passes(source, Pixels(), global_batch=batch)
     passes.num_examples = length if claimed is None else claimed
-    return Evaluator(
-        apply,
-        passes,
-        mesh=sharding.create_mesh(),
-        mean=(0, 0, 0),
-        std=(1, 1, 1),
-    )
+    return build(apply, passes, Pixels())
 
 
 @pytest.mark.parametrize("length, batch", [(50, 8), (48, 16), (5, 64)])
 def test_every_example_counts_once(length, batch):
     right = {"offset": jnp.zeros((1, 8))}
     wrong = {"offset": jnp.zeros((1, 8)).at[0, 7].set(100)}
-    results = evaluator(length, batch)({"params": right, "ema": wrong})
+    results = evaluator(length, batch)({"params": (right, {}), "ema": (wrong, {})})
     assert results["params"]["num_examples"] == results["ema"]["num_examples"] == length
     assert results["params"]["top1"] == 1
     assert results["ema"]["top1"] == 0
@@ -117,7 +123,7 @@ def test_every_example_counts_once(length, batch):
 
 def test_a_wrong_count_is_an_error():
     with pytest.raises(InputError, match="saw 50 examples, but the split has 51"):
-        evaluator(50, 8, claimed=51)({"params": {"offset": jnp.zeros(())}})
+        evaluator(50, 8, claimed=51)({"params": ({"offset": jnp.zeros(())}, {})})
 
 
 def test_an_evaluation_waits_for_no_workers(tmp_path):
@@ -126,14 +132,15 @@ def test_an_evaluation_waits_for_no_workers(tmp_path):
     Before, 360 digits took two workers 3.6 s, and an evaluation of nothing at all 2.1 s.
     """
     source = open_source("digits", "test", tmp_path)
-    passes = Passes(source, EvalTransform(32, 1.0), global_batch=64, workers=2, threads=2)
+    examples = Labelled(EvalTransform(32, 1.0))
+    passes = Passes(source, examples, global_batch=64, workers=2, threads=2)
 
     def apply(params, images, key=None):
         return params["offset"] + images.mean(axis=(1, 2))[:, :1]
 
-    tested = Evaluator(apply, passes, mesh=sharding.create_mesh(), mean=(0, 0, 0), std=(1, 1, 1))
+    tested = build(apply, passes, examples)
     tested.start()
-    params = {"params": {"offset": jnp.zeros((1, 10))}}
+    params = {"params": ({"offset": jnp.zeros((1, 10))}, {})}
     first = tested(params)  # compiles
     for _ in range(2):
         time.sleep(1.0)  # training goes on
@@ -159,17 +166,16 @@ def test_what_cannot_be_read_is_left_out_and_counted():
 
     def holed(**options):
         passes = Passes(Holed(50), Pixels(), global_batch=16, **options)
-        mesh = sharding.create_mesh()
-        return Evaluator(apply, passes, mesh=mesh, mean=(0, 0, 0), std=(1, 1, 1))
+        return build(apply, passes, Pixels())
 
     tested = holed(skip_bad=True)
     for _ in range(2):
-        result = tested({"params": jnp.zeros((1, 8))})["params"]
+        result = tested({"params": (jnp.zeros((1, 8)), {})})["params"]
         # The mean is over those that were read: all of them right.
         assert (result["num_examples"], result["num_skipped"], result["top1"]) == (45, 5, 1)
     assert tested.skipped == {i: f"image {i} is broken" for i in (7, 17, 27, 37, 47)}
     tested.close()
     with pytest.raises(InputError, match="image 7 is broken; `data.on_error=skip` goes on"):
-        holed()({"params": jnp.zeros((1, 8))})
+        holed()({"params": (jnp.zeros((1, 8)), {})})
     with pytest.raises(RunError, match=r"3 examples .* `data.max_skipped` \(=2\)"):
-        holed(skip_bad=True, max_skipped=2)({"params": jnp.zeros((1, 8))})
+        holed(skip_bad=True, max_skipped=2)({"params": (jnp.zeros((1, 8)), {})})

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from convnext_jax.config import from_dict
-from convnext_jax.machines import parse_machine
-from convnext_jax.whole_run import EVALUATION_PAUSE, START_SECONDS, feeding, whole_run
+from convnext_jax.planning.machines import parse_machine
+from convnext_jax.planning.whole_run import EVALUATION_PAUSE, START_SECONDS, feeding, whole_run
 
 V6E = parse_machine("v6e:16x16")  # 64 hosts of 180 hardware threads
 PLAN = {

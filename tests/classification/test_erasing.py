@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from convnext_jax import sharding
-from convnext_jax.data.erasing import RandomErasing, apply_boxes, first_that_fits
+from convnext_jax.classification.erasing import RandomErasing, apply_boxes, first_that_fits
 from convnext_jax.errors import InputError
 
 COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "all-reduce", "reduce-scatter")

@@ -7,15 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from convnext_jax.config import Config
 from convnext_jax.errors import InputError
-from convnext_jax.machines import Machine, mesh_of
 from convnext_jax.models.flops import count_macs
-from convnext_jax.programs import read_program
+from convnext_jax.planning.machines import Machine, mesh_of
+from convnext_jax.planning.programs import read_program
+from convnext_jax.planning.whole_run import whole_run
 from convnext_jax.step_builder import TrainingStep, build_step
-from convnext_jax.whole_run import whole_run
 
 # How often an array's bytes leave a chip, on many chips; an all-reduce is a reduce-scatter and an
 # all-gather, everything else is counted once.
@@ -271,11 +270,7 @@ def memory_needed(message: str) -> tuple[int, int] | None:
 
 def abstract_batch(job: Job, step: TrainingStep) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of the batch that a step is given."""
-    size, images = step.model.preprocessing.input_size, job.config.data.global_batch
-    return {
-        "image": jax.ShapeDtypeStruct((images, size, size, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((images,), jnp.int32),
-    }
+    return step.task.batch(job.config.data.global_batch)
 
 
 def bytes_per_chip(shapes: Any, shardings: Any) -> int:

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from convnext_jax import sharding
-from convnext_jax.data.mixup import Draws, Mixup, apply, cutmix_boxes
+from convnext_jax.classification.mixup import Draws, Mixup, apply, cutmix_boxes
 from convnext_jax.errors import InputError
 
 CLASSES = 7

@@ -1,0 +1,1 @@
+"""Classification: augmentation, loss, accuracy, and classes and embeddings of images."""

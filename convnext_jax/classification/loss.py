@@ -1,0 +1,56 @@
+"""Cross entropy of images that are erased and mixed, with smoothed labels."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from convnext_jax.classification.erasing import RandomErasing
+from convnext_jax.classification.mixup import Mixup
+from convnext_jax.data.normalize import normalize
+from convnext_jax.training.task import Batch, Loss
+
+Apply = Callable[..., jax.Array]  # (params, images, key=None) -> logits
+
+
+def cross_entropy(
+    apply: Apply,
+    num_classes: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    label_smoothing: float = 0.0,
+    erasing: RandomErasing | None = None,
+    mixup: Mixup | None = None,
+) -> Loss:
+    """Makes the loss of a micro-batch.
+
+    Args:
+      apply: the model as a function of its parameters.
+      num_classes: labels lie in [0, num_classes).
+      mean: channel means for pixels in [0, 1].
+      std: channel standard deviations.
+      label_smoothing: share of the target that is spread evenly over all classes.
+      erasing: random erasing of the normalised images; None for none.
+      mixup: mixing of images and targets after that; None for none.
+
+    Returns:
+      The loss of a batch with `image`, uint8 [N, H, W, 3], and `label`, int [N].
+    """
+
+    def loss(
+        params: Any, batch_stats: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+        model_key, erasing_key, mixup_key = jax.random.split(key, 3)
+        images = normalize(batch["image"], mean, std)
+        targets = jax.nn.one_hot(batch["label"], num_classes)
+        targets = optax.smooth_labels(targets, label_smoothing)
+        if erasing is not None:
+            images = erasing.erase(images, erasing_key)
+        if mixup is not None:
+            images, targets = mixup.mix(images, targets, mixup_key)
+        logits = apply(params, images, key=model_key)
+        return optax.softmax_cross_entropy(logits, targets).mean(), batch_stats, {}
+
+    return loss

@@ -1,0 +1,154 @@
+"""Classification as the loop sees it: from a config to the model, its loss and its evaluation."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from convnext_jax.classification.erasing import RandomErasing
+from convnext_jax.classification.loss import cross_entropy
+from convnext_jax.classification.metrics import confusion_counts, masked_sums
+from convnext_jax.classification.mixup import Mixup
+from convnext_jax.classification.transforms import (
+    WARP_FROM_SIZE,
+    EvalTransform,
+    Labelled,
+    TrainTransform,
+)
+from convnext_jax.config import AugmentConfig, Config
+from convnext_jax.data.normalize import normalize
+from convnext_jax.models.registry import get_variant
+from convnext_jax.models.spec import ModelDescription, ModelSpec
+from convnext_jax.models.variants import Preprocessing
+from convnext_jax.training.task import Batch, Evaluation, Metric, Task
+
+METRIC = Metric("top1", "top-1")
+
+
+def classification(
+    config: Config,
+    num_classes: int,
+    examples: int,
+    class_names: tuple[str, ...] | None = None,
+    feeding: Preprocessing | None = None,
+) -> Task:
+    """The task of a run.
+
+    Args:
+      config: of the run.
+      num_classes: labels lie in [0, num_classes).
+      examples: of a micro-batch, over all devices.
+      class_names: name of each class, by label; None: unknown.
+      feeding: of the weights that the run starts from, whose mean and standard deviation it keeps;
+        None: those of the model's variant.
+
+    Raises:
+      InputError: the config does not fit the dataset or the model.
+    """
+    model = describe_model(config, num_classes, class_names, feeding)
+    transform = TrainTransform(
+        model.preprocessing.input_size,
+        crop=config.data.crop,
+        scale=(config.data.crop_scale, 1.0),
+        flip=config.data.flip,
+        auto_augment=config.augment.auto_augment,
+        color_jitter=config.augment.color_jitter,
+    )
+    loss = cross_entropy(
+        model.spec.function(),
+        num_classes,
+        mean=model.preprocessing.mean,
+        std=model.preprocessing.std,
+        label_smoothing=config.optim.label_smoothing,
+        erasing=build_erasing(config.augment),
+        mixup=build_mixup(config.augment, examples),
+    )
+    return Task(model, Labelled(transform), loss, evaluation(model))
+
+
+def describe_model(
+    config: Config,
+    num_classes: int,
+    class_names: tuple[str, ...] | None,
+    feeding: Preprocessing | None = None,
+) -> ModelDescription:
+    """The model of a run, whose images are evaluated as the reference does at their size."""
+    variant = get_variant(config.model.name)
+    size = config.data.image_size or variant.input_size
+    warp = size >= WARP_FROM_SIZE
+    preprocessing = Preprocessing(
+        input_size=size,
+        crop_fraction=1.0 if warp else config.data.eval_crop or variant.crop_fraction,
+        crop_mode="squash" if warp else "center",
+        interpolation="bicubic",
+        mean=(feeding or variant).mean,
+        std=(feeding or variant).std,
+        exif=config.data.exif,
+    )
+    spec = ModelSpec(config.model.name, num_classes, config.model.overrides())
+    return ModelDescription(spec, preprocessing, class_names)
+
+
+def build_erasing(config: AugmentConfig) -> RandomErasing | None:
+    """Random erasing as the config has it, or None where it is off."""
+    erasing = RandomErasing(
+        probability=config.erasing, mode=config.erasing_mode, count=config.erasing_count
+    )
+    return erasing if erasing.probability > 0 else None
+
+
+def build_mixup(config: AugmentConfig, examples: int) -> Mixup | None:
+    """Mixup and CutMix as the config has them, or None where they are off.
+
+    Raises:
+      InputError: `examples`, those of a micro-batch, do not make whole groups.
+    """
+    mixup = Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        probability=config.mix_probability,
+        switch_probability=config.mix_switch,
+        group=config.mix_group,
+    )
+    if not mixup.enabled:
+        return None
+    mixup.groups(examples)
+    return mixup
+
+
+def evaluation(model: ModelDescription, *, confusion: bool = False) -> Evaluation:
+    """The evaluation of a classifier: `top1` and `top5` as fractions, and the mean `loss`.
+
+    Args:
+      model: described with its preprocessing.
+      confusion: also count which class was taken for which: `confusion`, int64 [classes, classes],
+        by label (first axis) and prediction.
+    """
+    feeding = model.preprocessing
+    transform = EvalTransform(
+        feeding.input_size, feeding.crop_fraction, feeding.crop_mode, feeding.interpolation
+    )
+    sums = functools.partial(_sums, model.spec.function(), feeding, confusion)
+    return Evaluation(Labelled(transform), sums, _results, METRIC)
+
+
+def _sums(
+    apply: Any, feeding: Preprocessing, confusion: bool, params: Any, batch_stats: Any, batch: Batch
+) -> dict[str, jax.Array]:
+    del batch_stats
+    logits = apply(params, normalize(batch["image"], feeding.mean, feeding.std))
+    sums = masked_sums(logits, batch["label"], batch["mask"])
+    if confusion:
+        sums["confusion"] = confusion_counts(logits, batch["label"], batch["mask"])
+    return sums
+
+
+def _results(totals: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    results: dict[str, Any] = {
+        name: float(totals[name] / totals["count"]) for name in ("top1", "top5", "loss")
+    }
+    if "confusion" in totals:
+        results["confusion"] = totals["confusion"].astype(np.int64)
+    return results

@@ -1,1 +1,0 @@
-"""Evaluation that counts every example exactly once."""

@@ -1,1 +1,0 @@
-"""Using trained models: loading, preprocessing, classes and embeddings of images."""

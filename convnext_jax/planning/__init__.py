@@ -1,0 +1,1 @@
+"""Planning: a run's own step, compiled for machines that are not there."""

@@ -1,0 +1,80 @@
+"""What a task is to the loop, which knows neither labels nor masks nor boxes.
+
+Each task has a wing of its own, a package beside this one, whose `task.py` makes one of these.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from convnext_jax.data.pieces import EvalExamples, TrainExamples
+from convnext_jax.models.spec import ModelDescription
+
+Batch = dict[str, jax.Array]
+# (params, batch_stats, batch, key) -> (loss, new batch_stats, other scalars by name), pure, of one
+# micro-batch: the loss is the mean that is to fall, the other scalars are reported beside it.
+Loss = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, Any, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """The result of an evaluation by which checkpoints are compared: a fraction, the higher wins.
+
+    Attributes:
+      name: as records have it.
+      label: as people read it.
+    """
+
+    name: str
+    label: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is computed of a batch, and what comes out over all of them.
+
+    Attributes:
+      examples: makes a row of a batch of an example of the source.
+      sums: (params, batch_stats, batch) -> arrays by name, which are added up over devices,
+        processes and batches; `count` is that of the examples whose `mask` is 1.
+      results: those totals -> numbers by name, fractions among them.
+      metric: which of them decides.
+    """
+
+    examples: EvalExamples
+    sums: Callable[[Any, Any, Batch], dict[str, jax.Array]]
+    results: Callable[[Mapping[str, np.ndarray]], dict[str, Any]]
+    metric: Metric
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A model and what it is trained and evaluated for.
+
+    Attributes:
+      model: what is trained, and how its images are fed to it.
+      examples: makes a row of a batch of an example of the source; its `blank` row says the shapes
+        and types of all.
+      loss: of a micro-batch.
+      evaluation: of the held-out examples.
+      scalars: names of what the loss reports beside itself.
+      batch_stats: the model's state that no gradient changes, before the first step: a tree, empty
+        for most.
+    """
+
+    model: ModelDescription
+    examples: TrainExamples
+    loss: Loss
+    evaluation: Evaluation
+    scalars: tuple[str, ...] = ()
+    batch_stats: Any = dataclasses.field(default_factory=dict)
+
+    def batch(self, examples: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of a batch of so many examples."""
+        return {
+            name: jax.ShapeDtypeStruct((examples, *np.shape(value)), np.asarray(value).dtype)
+            for name, value in self.examples.blank.items()
+        }
