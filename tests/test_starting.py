@@ -6,8 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from etils import epath
 from classification.small import save as save_run
+from etils import epath
 from PIL import Image
 from random_models import random_params
 

@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from e2e import commands
 from classification.small import FEEDING, NAMES, PHOTOGRAPHS, SPEC, model_with, save, small_params
+from e2e import commands
 
 from convnext_jax import predict
 from convnext_jax.classification.predictor import Predictor

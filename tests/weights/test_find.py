@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from classification.small import FEEDING, save
 from etils import epath
 from etils.epath import register
-from classification.small import FEEDING, save
 from random_models import random_params
 
 from convnext_jax import evaluate, predict

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from classification.small import FEEDING, NAMES, SPEC, arrays_equal, compiled, save, small_params
+from flax import nnx
 from oracles import timm, torch
 from random_models import random_images
 from torch_weights import randomise
