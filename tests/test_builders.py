@@ -16,7 +16,6 @@ from convnext_jax.errors import InputError
 from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.starting import find_start
-from convnext_jax.step_builder import model_spec
 
 SIZES = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
 
@@ -41,7 +40,7 @@ def save(folder, spec, arrays):
 def initial(folder, num_classes):
     model = ModelConfig(name="convnext_atto", head_init_scale=1e-3, **SIZES)
     config = dataclasses.replace(Config(), init_from=folder and str(folder), model=model)
-    spec = model_spec(config.model, num_classes)
+    spec = ModelSpec(config.model.name, num_classes, config.model.overrides())
     mesh = sharding.create_mesh()
     weights = find_start(config, None).weights
     return tree.flatten_with_names(builders.initial_params(config, spec, mesh, weights))
@@ -135,4 +134,4 @@ def test_a_runs_crops_are_as_large_as_its_config_says(monkeypatch, tmp_path):
     config = from_dict({"data": data, "model": model, "optim": {"warmup_steps": 5}})
     run = builders.build_run(config, 0.0)
     run.batches(0)
-    assert given[0].scale == (0.35, 1.0)
+    assert given[0].transform.scale == (0.35, 1.0)

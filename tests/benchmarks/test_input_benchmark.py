@@ -41,6 +41,7 @@ def small_config():
     return config
 
 
+@pytest.mark.slow
 def test_a_tiny_run_writes_every_field(tmp_path, monkeypatch, capsys):
     document = (benchmark.ROOT / "docs" / "performance.md").read_bytes()
     monkeypatch.setattr(benchmark, "default_config", small_config)
@@ -80,6 +81,7 @@ def test_a_tiny_run_writes_every_field(tmp_path, monkeypatch, capsys):
     assert again["pipeline"] == results["pipeline"]
 
 
+@pytest.mark.slow
 def test_digits_report_how_long_they_waited():
     small = (
         "--config.model.depths=(1,)",

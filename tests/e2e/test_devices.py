@@ -32,6 +32,7 @@ def test_eight_devices_give_the_curve_of_one(fsdp, slices, one_device, folders, 
         assert commands.records(tmp_path)[-1][key] == commands.records(one_device)[-1][key]
 
 
+@pytest.mark.slow  # training/test_step.py and test_task.py have it without a whole run
 def test_micro_batches_give_the_curve_of_one_batch(one_device, folders, tmp_path):
     env = commands.environment(*folders)
     # Drop path draws per micro-batch, so it is off in both.

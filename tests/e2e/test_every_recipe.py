@@ -181,6 +181,7 @@ def test_imagenet1k_isotropic(train, imagenet1k):
     assert any(name.startswith("blocks/1/") for name in trained.arrays("ema"))
 
 
+@pytest.mark.slow  # data/test_imagenet22k.py has the part, test_recipes.py the config
 def test_imagenet22k_with_a_part_held_out(xlarge_22k):
     # Three classes.
     assert xlarge_22k.steps[0]["loss"] == pytest.approx(math.log(3), abs=0.3)
@@ -188,6 +189,7 @@ def test_imagenet22k_with_a_part_held_out(xlarge_22k):
     assert xlarge_22k.arrays("params")["head/bias"].shape == (3,)
 
 
+@pytest.mark.slow  # test_starting.py has it without a run
 def test_from_imagenet22k_to_1k_the_head_is_new(train, imagenet1k, xlarge_22k):
     values = imagenet1k | {"init_from": xlarge_22k.workdir, "data.image_size": 64}
     trained = train("finetune_22k_1k", "xlarge_384", values)

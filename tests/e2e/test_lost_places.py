@@ -44,7 +44,8 @@ def whole(folders, images, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow  # data/test_read_errors.py has it without a whole run
+@pytest.mark.parametrize("workers", [0, 1])
 def test_the_data_directory_is_lost(workers, images, whole, env, tmp_path):
     overrides, broken = on_images(images, workers), tmp_path / "broken"
     process = subprocess.Popen(

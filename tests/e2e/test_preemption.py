@@ -69,6 +69,7 @@ def test_sigterm_between_steps(overrides, whole, env, tmp_path):
     assert f"resuming after step {step} of {STEPS}" in finish(tmp_path, env, whole, *overrides)
 
 
+@pytest.mark.slow  # training/test_loop.py has it without a process
 def test_sigterm_at_an_evaluation(whole, env, tmp_path):
     # The step before it is recorded when the evaluation begins.
     status, errors = told_to_go(tmp_path, env, lambda: commands.last_step(tmp_path) >= EVALUATED)

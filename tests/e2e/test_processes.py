@@ -127,7 +127,6 @@ def test_an_error_in_one_process_ends_all_with_its_sentence(env, tmp_path):
     assert sum("error: process " in lines[0] for lines in sentences) == 1, sentences
 
 
-@pytest.mark.slow  # test_chaos.py has it with decoding workers and resuming
 def test_who_loses_a_peer_asks_to_be_started_again(env, tmp_path):
     processes = commands.start_processes(tmp_path, env, 2, *OVERRIDES)
     commands.wait_for(processes, lambda: commands.last_step(tmp_path) >= 3)

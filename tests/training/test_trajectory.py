@@ -122,7 +122,11 @@ def mixed(images, targets, mixup, step):
     return images, targets * lam + targets.flip(0) * (1 - lam)
 
 
-@pytest.mark.parametrize("mixup", [None, Mixup(0.8, 1.0)], ids=["plain", "mixed"])
+@pytest.mark.parametrize(
+    "mixup",
+    [pytest.param(None, marks=pytest.mark.slow), Mixup(0.8, 1.0)],
+    ids=["plain", "mixed"],
+)
 def test_two_hundred_steps(batches, mixup, record_property):
     losses, ema = ours(batches, mixup)
     expected_losses, expected_ema = theirs(batches, mixup)
