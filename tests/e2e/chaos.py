@@ -258,10 +258,18 @@ def table(result: dict[str, Any]) -> str:
     """The kills, as Markdown."""
     rows = result["kills"]
     same = sum(row["identical"] for row in rows)
+    others = [row["loss_difference"] for row in rows if not row["identical"]]
     lines = [
         f"Seed {result['seed']}, on {result['machine']}: {same} of {same} runs of two processes"
-        f" ended bit-identical; on 1 and 4 processes the batches were the same and the losses"
-        f" within {max(row['loss_difference'] for row in rows):.0e}. None left a process behind.",
+        + (f" ({result['of']} are drawn)" if same < result["of"] else "")
+        + " ended bit-identical"
+        + (
+            f"; on 1 and 4 processes the batches were the same and the losses within"
+            f" {max(others):.0e}"
+            if others
+            else ""
+        )
+        + ". None left a process behind.",
         "",
         "| when | signal, to | ended with | recorded steps | went on | from step | result |",
         "|---|---|---|---|---|---|---|",
