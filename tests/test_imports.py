@@ -30,6 +30,7 @@ RANKS = {
     "weights": 3,
     "training": 4,
     "classification": 5,
+    "segmentation": 5,
     "step_builder": 6,
     "starting": 6,
     "builders": 6,

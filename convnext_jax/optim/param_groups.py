@@ -78,3 +78,30 @@ def layer_scales(params: Any, depths: Sequence[int], decay: float) -> Any:
     """
     last = layer_group("head", depths)
     return tree.map_with_names(lambda name, _: decay ** (last - layer_group(name, depths)), params)
+
+
+def stage_scales(params: Any, num_layers: int, decay: float) -> Any:
+    """What each learning rate of a segmentation model is multiplied by, by its stage.
+
+    The rule of the paper's segmentation configs (`stage_wise`), which is not that of `layer_group`:
+    all downsampling layers are at the bottom, stage k follows at k + 1, and everything beside the
+    backbone's layers, its outgoing norms too, is at `num_layers` + 1: between the last stage and
+    that there is a gap.
+
+    Args:
+      params: the parameter tree, or its shapes, of a model with a `backbone`.
+      num_layers: 6 for ConvNeXt-T, 12 for the others.
+      decay: in (0, 1]; 1 leaves all learning rates as they are.
+
+    Returns:
+      A tree of float of the same structure; 1 for the heads.
+    """
+    last = num_layers + 1
+
+    def scale(name: str, _: Any) -> float:
+        part, *rest = name.removeprefix("backbone/").split("/")
+        if part == "downsample_layers":
+            return decay**last
+        return decay ** (last - int(rest[0]) - 1) if part == "stages" else 1.0
+
+    return tree.map_with_names(scale, params)

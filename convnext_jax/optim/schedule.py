@@ -1,4 +1,4 @@
-"""The learning rate: linear warm-up, then half a cosine."""
+"""The learning rate: linear warm-up, then half a cosine, or a polynomial."""
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,7 @@ def warmup_cosine(
     Raises:
       InputError: warm-up longer than the run.
     """
-    if not 0 <= warmup_steps <= total_steps:
-        raise InputError(
-            f"the warm-up (={warmup_steps} steps) must lie within the run (={total_steps} steps)"
-        )
+    _check_warmup(warmup_steps, total_steps)
     cosine_steps = total_steps - warmup_steps
 
     def learning_rate(step: jax.typing.ArrayLike) -> jax.Array:
@@ -46,3 +43,51 @@ def warmup_cosine(
         return jnp.where(step < warmup_steps, warmup, cosine)
 
     return learning_rate
+
+
+def warmup_poly(
+    base: float,
+    *,
+    total_steps: int,
+    warmup_steps: int = 0,
+    power: float = 1.0,
+    minimum: float = 0.0,
+    warmup_ratio: float = 1e-6,
+) -> optax.Schedule:
+    """The schedule of the paper's segmentation (mmsegmentation 0.11: `poly`, linear warm-up).
+
+    Step i of T has `(base - minimum) * (1 - i / T) ** power + minimum`. Warm-up is multiplied onto
+    that: of W steps, i has a share that rises linearly from `warmup_ratio`, and would be 1 at W.
+
+    Args:
+      base: what the polynomial begins with.
+      total_steps: optimiser steps of the whole run, T.
+      warmup_steps: of these, how many are warm-up, W.
+      power: of the polynomial.
+      minimum: what it goes to.
+      warmup_ratio: share of the rate at the first step.
+
+    Returns:
+      A function of the step (int scalar, from 0) that gives a float32 scalar.
+
+    Raises:
+      InputError: warm-up longer than the run.
+    """
+    _check_warmup(warmup_steps, total_steps)
+
+    def learning_rate(step: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(step)
+        remaining = (total_steps - step).astype(jnp.float32) / total_steps
+        rate = (base - minimum) * remaining**power + minimum
+        missing = 1 - step.astype(jnp.float32) / max(warmup_steps, 1)
+        share = 1 - missing * (1 - warmup_ratio)
+        return jnp.where(step < warmup_steps, rate * share, rate)
+
+    return learning_rate
+
+
+def _check_warmup(warmup_steps: int, total_steps: int) -> None:
+    if not 0 <= warmup_steps <= total_steps:
+        raise InputError(
+            f"the warm-up (={warmup_steps} steps) must lie within the run (={total_steps} steps)"
+        )

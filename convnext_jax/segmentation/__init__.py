@@ -1,0 +1,1 @@
+"""Semantic segmentation: UPerNet, its recipe, sliding windows, and mean IoU."""

@@ -1,0 +1,41 @@
+"""Cross entropy of every pixel, of both heads."""
+
+import jax
+import jax.numpy as jnp
+
+from convnext_jax.segmentation.resize import resize
+from convnext_jax.segmentation.upernet import Logits
+
+# The label of pixels that belong to no class.
+IGNORED = 255
+# Share of the auxiliary head in the loss.
+AUXILIARY_WEIGHT = 0.4
+
+
+def pixel_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross entropy at the size of the labels, its mean over all pixels.
+
+    Ignored pixels add nothing and count all the same, as in the reference: so the loss does not
+    depend on how a batch is split. (mmsegmentation 0.11, `CrossEntropyLoss`.)
+
+    Args:
+      logits: float32 [N, h, w, classes], resized bilinearly to the labels' size.
+      labels: whole numbers [N, H, W], of a class or `IGNORED`.
+
+    Returns:
+      float32 scalar.
+    """
+    whole = resize(logits.astype(jnp.float32), *labels.shape[1:])
+    counts = labels != IGNORED
+    # Any class will do where none is.
+    classes = jnp.where(counts, labels, 0).astype(jnp.int32)
+    right = jnp.take_along_axis(whole, classes[..., None], axis=-1)[..., 0]
+    losses = jax.nn.logsumexp(whole, axis=-1) - right
+    return jnp.where(counts, losses, 0.0).mean()
+
+
+def segmentation_loss(logits: Logits, labels: jax.Array) -> jax.Array:
+    """`pixel_loss` of the decoder, and `AUXILIARY_WEIGHT` times that of the auxiliary head."""
+    assert logits.auxiliary is not None, "only training has a loss"
+    auxiliary = pixel_loss(logits.auxiliary, labels)
+    return pixel_loss(logits.decode, labels) + AUXILIARY_WEIGHT * auxiliary

@@ -1,0 +1,308 @@
+"""UPerNet (arXiv 1807.10221) over a ConvNeXt backbone, as "A ConvNet for the 2020s" trains it.
+
+Sources: the paper's section 4 and appendix A.3, its official configs, and the heads of
+mmsegmentation 0.11 that those run on. Parameters have the names of its checkpoints.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from convnext_jax.models import checks, layers
+from convnext_jax.models.convnext import ConvNeXt
+from convnext_jax.ops.channels import add_bias
+from convnext_jax.segmentation.resize import adaptive_mean, resize
+
+# Sides of the pooled maps of the pyramid.
+POOL_SCALES = (1, 2, 3, 6)
+# Width of the decoder and of the auxiliary head, for backbones of every size.
+DECODER_CHANNELS = 512
+AUXILIARY_CHANNELS = 256
+# The stage whose map the auxiliary head takes.
+AUXILIARY_STAGE = 2
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all but the last axis, as PyTorch computes it.
+
+    In training statistics are of the whole batch, on all devices; the running variance takes the
+    unbiased one. All is float32 whatever `dtype`, the result's dtype, is.
+    (`torch.nn.BatchNorm2d`, and `SyncBatchNorm` where a batch is split.)
+
+    Args:
+      features: number of channels C.
+      dtype: dtype of the result.
+      momentum: share of the batch's statistics in the new running ones.
+      eps: added to the variance.
+    """
+
+    def __init__(
+        self, features: int, dtype: DTypeLike, momentum: float = 0.1, eps: float = 1e-5
+    ) -> None:
+        """Sets scale and variance to 1, bias and mean to 0."""
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros((features,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((features,), jnp.float32))
+        self.momentum = momentum
+        self.eps = eps
+        self.dtype = dtype
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Normalises `x` [..., C]; in training by the batch's own statistics, which it notes."""
+        x = x.astype(jnp.float32)
+        row = (1,) * (x.ndim - 1) + (-1,)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            count = x.size // x.shape[-1]
+            mean = x.mean(axes)
+            # Of the differences: the mean of squares minus the square of the mean loses digits.
+            var = jnp.square(x - mean.reshape(row)).mean(axes)
+            unbiased = var * (count / max(count - 1, 1))
+            for running, seen in ((self.mean, mean), (self.var, unbiased)):
+                old = running[...]
+                running[...] = old + self.momentum * (jax.lax.stop_gradient(seen) - old)
+        else:
+            mean, var = self.mean[...], self.var[...]
+        factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
+        y = (x - mean.reshape(row)) * factor.reshape(row) + self.bias[...].reshape(row)
+        return y.astype(self.dtype)
+
+
+class ConvModule(nnx.Module):
+    """A convolution without bias, batch normalisation, ReLU; the size of the map stays.
+
+    Args:
+      features_in: number of input channels.
+      features_out: number of output channels.
+      size: side of the filter, odd.
+      dtype: dtype of computation.
+      rngs: its `params` stream draws the kernel: normal, of variance 2 / (features_out size^2).
+    """
+
+    def __init__(
+        self, features_in: int, features_out: int, size: int, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        """Draws the initial parameters."""
+        self.conv = nnx.Conv(
+            features_in,
+            features_out,
+            (size, size),
+            padding=size // 2,
+            use_bias=False,
+            dtype=dtype,
+            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            rngs=rngs,
+        )
+        self.bn = BatchNorm(features_out, dtype)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Maps [N, H, W, features_in] to [N, H, W, features_out]."""
+        return jax.nn.relu(self.bn(self.conv(x), train))
+
+
+class Classifier(nnx.Conv):
+    """The class of each place from its channels: whole channels dropped, then a 1x1 convolution.
+
+    Args:
+      features: number of input channels.
+      num_classes: length of the logits.
+      dropout: probability in [0, 1) of dropping a channel of an example in training.
+      rngs: its `params` stream draws the kernel, normal of standard deviation 0.01.
+    """
+
+    def __init__(self, features: int, num_classes: int, dropout: float, rngs: nnx.Rngs) -> None:
+        """Draws the initial parameters."""
+        self.dropout = dropout
+        super().__init__(
+            features,
+            num_classes,
+            (1, 1),
+            kernel_init=nnx.initializers.normal(stddev=0.01),
+            rngs=rngs,
+        )
+
+    def __call__(self, inputs: Array, key: Array | None = None) -> Array:  # pyright: ignore
+        """Maps [N, H, W, features] to float32 [N, H, W, num_classes]; `key` turns dropout on."""
+        x = inputs.astype(jnp.float32)
+        if key is not None and self.dropout > 0:
+            keep = jax.random.bernoulli(key, 1 - self.dropout, (x.shape[0], 1, 1, x.shape[3]))
+            x = jnp.where(keep, x / (1 - self.dropout), 0.0)
+        y = jnp.einsum("nhwc,cd->nhwd", x, self.kernel[0, 0])
+        assert self.bias is not None
+        return add_bias(y, self.bias[...])
+
+
+class UPerHead(nnx.Module):
+    """Pyramid pooling of the last map, then a feature pyramid over all four.
+
+    Args:
+      dims: number of channels of each map.
+      num_classes: length of the logits.
+      dtype: dtype of computation; logits are float32.
+      rngs: its `params` stream draws the initial values.
+      channels: number of channels inside.
+      dropout: of the classifier.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        num_classes: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        channels: int = DECODER_CHANNELS,
+        dropout: float = 0.1,
+    ) -> None:
+        """Draws the initial parameters."""
+
+        def conv(features_in: int, size: int) -> ConvModule:
+            return ConvModule(features_in, channels, size, dtype, rngs)
+
+        self.psp_modules = nnx.List([conv(dims[-1], 1) for _ in POOL_SCALES])
+        self.bottleneck = conv(dims[-1] + len(POOL_SCALES) * channels, 3)
+        self.lateral_convs = nnx.List([conv(dim, 1) for dim in dims[:-1]])
+        self.fpn_convs = nnx.List([conv(channels, 3) for _ in dims[:-1]])
+        self.fpn_bottleneck = conv(len(dims) * channels, 3)
+        self.conv_seg = Classifier(channels, num_classes, dropout, rngs)
+
+    def __call__(self, maps: Sequence[Array], train: bool, key: Array | None) -> Array:
+        """Maps of stride 4, 8, 16, 32 to logits of stride 4, float32 [N, H / 4, W / 4, classes]."""
+        last = maps[-1]
+        pooled = [
+            resize(module(adaptive_mean(last, bins), train), *last.shape[1:3])
+            for bins, module in zip(POOL_SCALES, self.psp_modules, strict=True)
+        ]
+        laterals = [conv(x, train) for x, conv in zip(maps[:-1], self.lateral_convs, strict=True)]
+        laterals.append(self.bottleneck(jnp.concatenate([last, *pooled], -1), train))
+        for level in range(len(laterals) - 1, 0, -1):
+            below = laterals[level - 1]
+            laterals[level - 1] = below + resize(laterals[level], *below.shape[1:3])
+        levels = [conv(x, train) for x, conv in zip(laterals, self.fpn_convs, strict=False)]
+        levels.append(laterals[-1])
+        size = levels[0].shape[1:3]
+        joined = jnp.concatenate([resize(level, *size) for level in levels], -1)
+        return self.conv_seg(self.fpn_bottleneck(joined, train), key)
+
+
+class FCNHead(nnx.Module):
+    """The auxiliary head: a 3x3 convolution and a classifier; only training needs it.
+
+    Args:
+      features_in: number of channels of its map.
+      num_classes: length of the logits.
+      dtype: dtype of computation; logits are float32.
+      rngs: its `params` stream draws the initial values.
+      channels: number of channels inside.
+      dropout: of the classifier.
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        num_classes: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        channels: int = AUXILIARY_CHANNELS,
+        dropout: float = 0.1,
+    ) -> None:
+        """Draws the initial parameters."""
+        self.convs = nnx.List([ConvModule(features_in, channels, 3, dtype, rngs)])
+        self.conv_seg = Classifier(channels, num_classes, dropout, rngs)
+
+    def __call__(self, x: Array, train: bool, key: Array | None) -> Array:
+        """Maps [N, H, W, features_in] to logits, float32 [N, H, W, num_classes]."""
+        return self.conv_seg(self.convs[0](x, train), key)
+
+
+class Backbone(ConvNeXt):
+    """A ConvNeXt without its classifier, and a norm of each stage's map as it goes out."""
+
+    def __init__(self, **arguments) -> None:
+        """Takes the arguments of `ConvNeXt`, but for `num_classes`."""
+        super().__init__(num_classes=0, **arguments)
+        rngs = arguments["rngs"]
+        self.norm = self.head = None
+        norms = [layers.LayerNorm(dim, 1e-6, self.dtype, rngs) for dim in self.dims]
+        self.norm0, self.norm1, self.norm2, self.norm3 = norms
+
+    def features(self, images: Array, key: Array | None = None) -> list[Array]:
+        """The four maps, each normalised; the stages see them as they were."""
+        norms = (self.norm0, self.norm1, self.norm2, self.norm3)
+        maps = super().features(images, key)
+        return [norm(x) for norm, x in zip(norms, maps, strict=True)]
+
+
+class Logits(NamedTuple):
+    """Logits of both heads, at their own strides.
+
+    Attributes:
+      decode: float32 [N, H // 4, W // 4, classes].
+      auxiliary: float32 [N, H // 16, W // 16, classes]; None outside training.
+    """
+
+    decode: Array
+    auxiliary: Array | None
+
+
+class UPerNet(nnx.Module):
+    """UPerNet over ConvNeXt: images to the logits of classes, a quarter of their size.
+
+    Args:
+      num_classes: length of the logits.
+      dims: number of channels of each of the four stages.
+      dtype: dtype of computation, float32 or bfloat16; parameters, statistics, classifiers and
+        logits are float32.
+      rngs: its `params` stream draws the initial values; nothing of it is kept.
+      decoder_channels: width of the decoder.
+      auxiliary_channels: width of the auxiliary head.
+      dropout: probability in [0, 1) with which each classifier drops a channel in training.
+      **backbone: other arguments of `ConvNeXt`.
+
+    Raises:
+      InputError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        dims: Sequence[int],
+        dtype: DTypeLike = "float32",
+        rngs: nnx.Rngs,
+        decoder_channels: int = DECODER_CHANNELS,
+        auxiliary_channels: int = AUXILIARY_CHANNELS,
+        dropout: float = 0.1,
+        **backbone,
+    ) -> None:
+        """Draws the initial parameters."""
+        checks.require(len(dims) == 4, "dims", tuple(dims), "be of four stages")
+        checks.require(num_classes >= 1, "num_classes", num_classes, "be positive")
+        self.backbone = Backbone(dims=dims, dtype=dtype, rngs=rngs, **backbone)
+        self.dtype = self.backbone.dtype
+        checks.require(0 <= dropout < 1, "dropout", dropout, "lie in [0, 1)")
+        self.decode_head = UPerHead(dims, num_classes, self.dtype, rngs, decoder_channels, dropout)
+        self.auxiliary_head = FCNHead(
+            dims[AUXILIARY_STAGE], num_classes, self.dtype, rngs, auxiliary_channels, dropout
+        )
+
+    def __call__(self, images: Array, key: Array | None = None) -> Logits:
+        """Classifies each place.
+
+        Args:
+          images: [N, H, W, 3] floating point, normalised; H and W at least 32.
+          key: turns training on: statistics of the batch, which the model takes note of, stochastic
+            depth and dropout; None is inference.
+        """
+        train = key is not None
+        keys = jax.random.split(key, 3) if train else (None,) * 3
+        maps = self.backbone.features(images, keys[0])
+        decode = self.decode_head(maps, train, keys[1])
+        if not train:
+            return Logits(decode, None)
+        return Logits(decode, self.auxiliary_head(maps[AUXILIARY_STAGE], train, keys[2]))
