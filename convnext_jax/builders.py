@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from convnext_jax import processes, sharding, tree
-from convnext_jax.checkpointing.manager import absolute
+from convnext_jax.checkpointing.reading import absolute
 from convnext_jax.config import Config, DataConfig, Steps
 from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.data.pipeline import Batches, Passes, train_batches

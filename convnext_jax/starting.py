@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from convnext_jax import processes
-from convnext_jax.checkpointing.manager import read_description
+from convnext_jax.checkpointing.reading import read_description
 from convnext_jax.checkpointing.steps import completed_steps
 from convnext_jax.config import Config, Steps, from_dict
 from convnext_jax.constants import PARAMETERS

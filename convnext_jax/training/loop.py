@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 
 from convnext_jax import sharding
 from convnext_jax.checkpointing.damage import set_damaged_aside
-from convnext_jax.checkpointing.manager import Checkpoints, abstract_like, restore
+from convnext_jax.checkpointing.manager import Checkpoints
+from convnext_jax.checkpointing.reading import abstract_like, restore
 from convnext_jax.data.pipeline import Batches
 from convnext_jax.data.workers import end_workers
 from convnext_jax.errors import Preempted, RunError

@@ -85,7 +85,7 @@ class Weights:
         if self._place is None:
             return jax.tree.map(placed, self._params, places)
         # Here, so that weights of other kinds load without Orbax.
-        from convnext_jax.checkpointing.manager import abstract_like, restore
+        from convnext_jax.checkpointing.reading import abstract_like, restore
 
         directory, step, item = self._place
         return restore(directory, step, {item: abstract_like(shapes, places)})[item]
@@ -220,7 +220,7 @@ def _missing(source: str, error: ImportError) -> InputError:
 
 def _checkpoint(source: str, step: str, ema: bool | None) -> Weights:
     try:
-        from convnext_jax.checkpointing.manager import find_step, read_description
+        from convnext_jax.checkpointing.reading import find_step, read_description
     except ImportError as error:
         raise _missing(source, error) from error
     if ema is None:

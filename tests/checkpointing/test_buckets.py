@@ -7,7 +7,7 @@ from etils import epath
 from object_store import ObjectStore
 
 from convnext_jax import sharding
-from convnext_jax.checkpointing import damage, manager
+from convnext_jax.checkpointing import damage, manager, reading
 from convnext_jax.training.mirror import Mirror
 
 pytestmark = pytest.mark.slow  # it imports TensorFlow, which makes a connection for each request
@@ -43,8 +43,8 @@ def save(steps, **options):
 def restored(step):
     mesh = sharding.create_mesh()
     shardings = sharding.parameter_shardings(params(0), mesh)
-    abstract = manager.abstract_like(params(0), shardings)
-    return manager.restore(DIRECTORY, step, {"params": abstract})["params"]
+    abstract = reading.abstract_like(params(0), shardings)
+    return reading.restore(DIRECTORY, step, {"params": abstract})["params"]
 
 
 def test_checkpoints_in_a_bucket(store, tmp_path):
@@ -57,8 +57,8 @@ def test_checkpoints_in_a_bucket(store, tmp_path):
     # What was kept, what was deleted, and nothing of the latter is left.
     assert manager.completed_steps(DIRECTORY) == [1, 3]
     assert not store.names("in1k/2/")
-    assert manager.find_step(str(DIRECTORY), "best", "top1") == (DIRECTORY, 1)
-    assert manager.read_description(DIRECTORY, 3) == {"step": 3}
+    assert reading.find_step(str(DIRECTORY), "best", "top1") == (DIRECTORY, 1)
+    assert reading.read_description(DIRECTORY, 3) == {"step": 3}
     np.testing.assert_array_equal(restored(3)["kernel"], params(3)["kernel"])
 
     # A step that has only a part of an object is not used.

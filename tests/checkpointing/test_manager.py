@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from convnext_jax import sharding
-from convnext_jax.checkpointing import manager
+from convnext_jax.checkpointing import manager, reading
 from convnext_jax.errors import InputError, Lost, RunError
 
 
@@ -33,7 +33,7 @@ def save(directory, steps, **options):
 
 
 def abstract(tree, mesh):
-    return manager.abstract_like(tree, sharding.parameter_shardings(tree, mesh))
+    return reading.abstract_like(tree, sharding.parameter_shardings(tree, mesh))
 
 
 def test_the_best_and_the_last_are_kept_also_by_a_later_session(tmp_path):
@@ -56,7 +56,7 @@ def test_restored_arrays_are_bit_identical_wherever_they_are_placed(tmp_path, fs
     checkpoints.close()
     mesh = sharding.create_mesh(fsdp=fsdp)
     wanted = {"params": abstract(values, mesh), "optimizer": abstract(moments, mesh)}
-    found = manager.restore(tmp_path, 3, wanted)
+    found = reading.restore(tmp_path, 3, wanted)
     assert found["params"]["kernel"].sharding.is_fully_replicated == (fsdp == 1)
     assert jax.tree.structure(found) == jax.tree.structure({"params": values, "optimizer": moments})
     jax.tree.map(np.testing.assert_array_equal, found, {"params": values, "optimizer": moments})
@@ -66,34 +66,34 @@ def test_another_model_is_named_by_its_first_difference(tmp_path):
     save(tmp_path, {1: None})
     mesh = sharding.create_mesh()
     with pytest.raises(InputError, match=r"`stages/0/kernel` has shape \(4, 8\), not \(4, 16\)"):
-        manager.restore(tmp_path, 1, {"params": abstract(params(width=16), mesh)})
+        reading.restore(tmp_path, 1, {"params": abstract(params(width=16), mesh)})
     more = params() | {"head": {"bias": jnp.zeros(3)}}
     with pytest.raises(InputError, match=r"`head/bias` \(3,\) is missing"):
-        manager.restore(tmp_path, 1, {"params": abstract(more, mesh)})
+        reading.restore(tmp_path, 1, {"params": abstract(more, mesh)})
     fewer = {"stages": params()["stages"]}
     with pytest.raises(InputError, match=r"`norm/scale` \(4,\) is not in the model"):
-        manager.restore(tmp_path, 1, {"params": abstract(fewer, mesh)})
+        reading.restore(tmp_path, 1, {"params": abstract(fewer, mesh)})
     with pytest.raises(InputError, match=r"has no `ema`"):
-        manager.restore(tmp_path, 1, {"ema": abstract(params(), mesh)})
+        reading.restore(tmp_path, 1, {"ema": abstract(params(), mesh)})
 
 
 def test_finding_a_step(tmp_path):
     save(tmp_path / "checkpoints", {1: 0.9, 2: 0.5, 3: 0.6})
     directory = tmp_path / "checkpoints"
-    assert manager.find_step(tmp_path, "latest", "top1") == (directory, 3)
-    assert manager.find_step(directory, "latest", "top1") == (directory, 3)
-    assert manager.find_step(tmp_path, "best", "top1") == (directory, 1)
-    assert manager.find_step(tmp_path, "2", "top1") == (directory, 2)
-    assert manager.find_step(directory / "2", "latest", "top1") == (directory, 2)
+    assert reading.find_step(tmp_path, "latest", "top1") == (directory, 3)
+    assert reading.find_step(directory, "latest", "top1") == (directory, 3)
+    assert reading.find_step(tmp_path, "best", "top1") == (directory, 1)
+    assert reading.find_step(tmp_path, "2", "top1") == (directory, 2)
+    assert reading.find_step(directory / "2", "latest", "top1") == (directory, 2)
     with pytest.raises(
         InputError, match=r"step \(=4\) must be latest, best, or one of .*: 1, 2, 3"
     ):
-        manager.find_step(tmp_path, "4", "top1")
+        reading.find_step(tmp_path, "4", "top1")
     with pytest.raises(InputError, match="has the metric `top9`"):
-        manager.find_step(tmp_path, "best", "top9")
+        reading.find_step(tmp_path, "best", "top9")
     with pytest.raises(InputError, match="no complete checkpoint"):
-        manager.find_step(tmp_path / "nowhere", "latest", "top1")
-    assert manager.read_description(directory, 2) == {"step": 2, "tuple": [1, 2]}
+        reading.find_step(tmp_path / "nowhere", "latest", "top1")
+    assert reading.read_description(directory, 2) == {"step": 2, "tuple": [1, 2]}
 
 
 def test_what_a_killed_save_left_is_neither_found_nor_in_the_way(tmp_path):
@@ -129,7 +129,7 @@ def test_two_runs_in_one_directory_do_not_replace_each_others_steps(tmp_path):
     with pytest.raises(Lost, match="another run saved step 1 in .* began from step None"):
         late.save(1, {"params": params(2)}, {"step": 1})
     late.close()
-    assert manager.read_description(tmp_path, 1)["tuple"] == [1, 2]
+    assert reading.read_description(tmp_path, 1)["tuple"] == [1, 2]
     assert (tmp_path / "1" / "evaluation.json").exists()
 
 

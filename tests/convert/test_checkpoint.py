@@ -9,7 +9,8 @@ from originals import randomised, torch_images
 from random_models import random_images
 
 from convnext_jax import evaluate
-from convnext_jax.checkpointing.manager import completed_steps, read_description
+from convnext_jax.checkpointing.reading import read_description
+from convnext_jax.checkpointing.steps import completed_steps
 from convnext_jax.convert.__main__ import main
 from convnext_jax.weights.load import load_pretrained
 

@@ -11,7 +11,7 @@ from originals import CASES, torch_images
 from random_models import functional, random_images
 
 from convnext_jax import tree
-from convnext_jax.checkpointing.manager import read_description
+from convnext_jax.checkpointing.reading import read_description
 from convnext_jax.convert import recognise
 from convnext_jax.convert.__main__ import main
 from convnext_jax.convert.keys import key_map

@@ -8,7 +8,7 @@ import sys
 import pytest
 from e2e import commands
 
-from convnext_jax.checkpointing.manager import completed_steps
+from convnext_jax.checkpointing.steps import completed_steps
 
 
 def refused(result, status, *fragments):

@@ -20,7 +20,7 @@ from e2e import commands
 from PIL import Image
 from test_config import load
 
-from convnext_jax.checkpointing.manager import completed_steps
+from convnext_jax.checkpointing.steps import completed_steps
 from convnext_jax.config import resolve
 from convnext_jax.optim.param_groups import layer_group
 from convnext_jax.training.reporting import flat

@@ -8,7 +8,7 @@ import pytest
 from e2e import commands
 from e2e.test_bad_input import refused
 
-from convnext_jax.checkpointing.manager import completed_steps
+from convnext_jax.checkpointing.steps import completed_steps
 
 STEPS = 60
 OVERRIDES = (
