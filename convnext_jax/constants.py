@@ -7,6 +7,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET_1K_CLASSES = 1000
 IMAGENET_22K_CLASSES = 21841
 
+# The label of pixels that belong to no class.
+IGNORED = 255
+
 # What is taken from folders, in lower or upper case, in training as in prediction.
 IMAGE_EXTENSIONS = (
     ".avif",

@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from convnext_jax.constants import IGNORED
 from convnext_jax.segmentation.resize import resize
 from convnext_jax.segmentation.upernet import Logits
 
-# The label of pixels that belong to no class.
-IGNORED = 255
 # Share of the auxiliary head in the loss.
 AUXILIARY_WEIGHT = 0.4
 

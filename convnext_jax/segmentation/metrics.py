@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convnext_jax.segmentation.loss import IGNORED
+from convnext_jax.constants import IGNORED
 
 
 def class_areas(

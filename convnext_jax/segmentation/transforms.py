@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from convnext_jax.constants import IGNORED
 from convnext_jax.errors import InputError
-from convnext_jax.segmentation.loss import IGNORED
 from convnext_jax.segmentation.opencv import (
     hsv_to_rgb,
     resize_bilinear,
