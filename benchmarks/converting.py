@@ -17,7 +17,7 @@ from benchmarks.readme import RESULTS, ROOT, machine, rewrite
 
 
 def measured(*arguments: str) -> dict[str, dict[str, float]]:
-    """Runs tests; returns the properties that each recorded, by its parameter.
+    """Runs tests; returns the properties that they recorded, by their parameters.
 
     Raises:
       CalledProcessError: a test failed.
@@ -26,13 +26,12 @@ def measured(*arguments: str) -> dict[str, dict[str, float]]:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *arguments]
         subprocess.run(command, check=True, cwd=ROOT)
-        cases = ElementTree.parse(report).iter("testcase")
-        return {
-            case.attrib["name"].partition("[")[2].rstrip("]"): {
-                item.attrib["name"]: float(item.attrib["value"]) for item in case.iter("property")
-            }
-            for case in cases
-        }
+        found: dict[str, dict[str, float]] = {}
+        for case in ElementTree.parse(report).iter("testcase"):
+            of_parameter = found.setdefault(case.attrib["name"].partition("[")[2].rstrip("]"), {})
+            for item in case.iter("property"):
+                of_parameter[item.attrib["name"]] = float(item.attrib["value"])
+        return found
 
 
 def table(results: dict[str, Any]) -> str:

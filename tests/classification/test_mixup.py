@@ -216,7 +216,9 @@ def test_whole_groups_on_every_device_mix_without_communication():
     assert f"[{8 * GROUPS},6,10" not in text  # No device holds the whole batch.
 
 
-@pytest.mark.parametrize(("examples", "group"), [(64, 16), (24, 128)])
+@pytest.mark.parametrize(
+    ("examples", "group"), [(64, 16), pytest.param(24, 128, marks=pytest.mark.slow)]
+)
 def test_eight_devices_with_parts_of_groups_mix_as_one(examples, group):
     mixup = Mixup(group=group, probability=0.9)
 

@@ -174,7 +174,14 @@ def test_a_failed_write_leaves_the_old_file(capsys, monkeypatch, workdir, pictur
     assert output.read_text() == "old" and list(tmp_path.iterdir()) == [output]
 
 
-@pytest.mark.parametrize("ema, seed", [(["--ema"], 0), (["--no-ema"], 1), ([], 0)])
+@pytest.mark.parametrize(
+    "ema, seed",
+    [
+        (["--no-ema"], 1),
+        ([], 0),
+        pytest.param(["--ema"], 0, marks=pytest.mark.slow),  # weights/test_find.py has it
+    ],
+)
 def test_which_parameters(ema, seed, capsys, workdir, pictures):
     predictor = Predictor(model_with(SPEC, small_params(seed)), FEEDING, NAMES)
     with pytest.raises(SystemExit) as stop:

@@ -94,7 +94,7 @@ def test_options_that_a_checkpoint_of_ours_has_no_use_for(checkpoint, tmp_path, 
     assert not (tmp_path / "x.pth").exists()
 
 
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_other_input_channels(channels, checkpoint, tmp_path):
     file = checkpoint.parent / "atto.pth"
     main([str(file), str(tmp_path / "run"), "--in_channels", str(channels)])

@@ -165,6 +165,7 @@ def test_an_unknown_split_names_those_there_are(data_dir, split):
     )
 
 
+@pytest.mark.slow  # imports TensorFlow, to write such files
 def test_tfrecord_files_give_a_command_that_converts_them(tmp_path):
     write = (
         "from convnext_jax.data.digits import Digits;"

@@ -126,6 +126,7 @@ def damaged_copy(whole, workdir):
     return path.name
 
 
+@pytest.mark.slow  # training/test_loop.py and checkpointing/test_damage.py have its parts
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole, env, tmp_path):
     name = damaged_copy(whole, tmp_path / "run")
     printed = finish(tmp_path / "run", env, whole)

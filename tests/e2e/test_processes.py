@@ -138,6 +138,7 @@ def test_who_loses_a_peer_asks_to_be_started_again(env, tmp_path):
         assert "error: the processes lost each other, perhaps because one was killed" in errors
 
 
+@pytest.mark.slow  # the runs of two processes above evaluate too
 def test_an_evaluation_by_two_processes_is_that_of_one(one_process, env, tmp_path):
     command = [sys.executable, "-m", "convnext_jax.evaluate", "--checkpoint", str(one_process)]
     command += ["--json", "--confusion"]

@@ -20,7 +20,7 @@ def small(**overrides):
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        ("convnext_atto", {"depths": (1, 1, 2, 1)}),
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}),
         ("convnext_isotropic_small", {"depths": (2,)}),
         ("convnextv2_atto", {"depths": (1, 2), "dims": (8, 16)}),
     ],
