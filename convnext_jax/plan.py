@@ -28,7 +28,8 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from convnext_jax.config import Config, all_keys, resolve, unknown_key
-from convnext_jax.data.sources import base_name, open_source
+from convnext_jax.data.prepared import base_name
+from convnext_jax.data.sources import open_source
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.planning.compiling import Job, Variant, analyse, measure, search
 from convnext_jax.planning.machines import GIB, Machine, describe_devices, parse_machine

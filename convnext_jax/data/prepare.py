@@ -22,7 +22,15 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from convnext_jax.data import imagenet22k, sources
+from convnext_jax.data import imagenet22k
+from convnext_jax.data.decode import one_line
+from convnext_jax.data.prepared import (
+    base_name,
+    check_known,
+    default_data_dir,
+    find_prepared,
+    wrong_format,
+)
 from convnext_jax.errors import InputError
 
 _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
@@ -52,7 +60,7 @@ def prepare(
     Raises:
       InputError: the dataset is unknown, its archives are missing, or it cannot be prepared.
     """
-    found = sources.find_prepared(name, data_dir)
+    found = find_prepared(name, data_dir)
     if found is not None and not overwrite:
         if _ARRAY_RECORD in found.info.available_file_formats():
             return found, False
@@ -64,13 +72,13 @@ def prepare(
                     f"{found.data_dir} must be a directory that can be written: {error}"
                 ) from error
             return _reopen(found), True
-        raise InputError(sources.wrong_format(name, found))
+        raise InputError(wrong_format(name, found))
     if convert:
         raise InputError(
             f"`--convert` adds array_record files to a prepared dataset, but `{name}` is not"
-            f" prepared in {data_dir or sources.default_data_dir()}"
+            f" prepared in {data_dir or default_data_dir()}"
         )
-    sources.check_known(name)
+    check_known(name)
     builder = _builder(name, data_dir)
     _check_archives(name, builder, manual_dir)
     config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
@@ -89,8 +97,7 @@ def prepare(
             raise
         except Exception as error:  # whatever a dataset's own code raises
             raise InputError(
-                f"dataset `{name}` cannot be prepared in {builder.data_dir}:"
-                f" {sources.one_line(error)}"
+                f"dataset `{name}` cannot be prepared in {builder.data_dir}: {one_line(error)}"
             ) from error
     return _reopen(builder), True
 
@@ -99,7 +106,7 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     try:
         return tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # unknown config or version, or a package that is not installed
-        raise InputError(f"dataset `{name}` cannot be opened: {sources.one_line(error)}") from error
+        raise InputError(f"dataset `{name}` cannot be opened: {one_line(error)}") from error
 
 
 def _reopen(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
@@ -110,7 +117,7 @@ def _check_archives(name: str, builder: tfds.core.DatasetBuilder, manual_dir: st
     """Raises InputError if files that only a user can download are missing."""
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return
-    if sources.base_name(name) == "imagenet2012":
+    if base_name(name) == "imagenet2012":
         missing = [
             archive
             for archive in _IMAGENET_ARCHIVES
@@ -122,7 +129,7 @@ def _check_archives(name: str, builder: tfds.core.DatasetBuilder, manual_dir: st
                 f" {' and '.join(_IMAGENET_ARCHIVES)}; missing: {', '.join(missing)}; download"
                 f" them from https://image-net.org/download-images (an account is needed)"
             )
-    elif sources.base_name(name) == imagenet22k.NAME:
+    elif base_name(name) == imagenet22k.NAME:
         imagenet22k.find(manual_dir)
     elif manual_dir is None:
         instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
