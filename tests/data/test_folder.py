@@ -156,8 +156,8 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(root, monkeypatch
 def test_a_million_files_are_passed_to_workers_in_no_time(monkeypatch):
     """Pickled as a list of paths they took 77 MB and 0.5 s for each worker, one after another."""
     names = [f"n{i % 1000:08}/n{i % 1000:08}_{i}.JPEG" for i in range(1_281_000)]
-    monkeypatch.setattr(folder, "_folders", lambda path: ["train"])
-    monkeypatch.setattr(folder, "_files", lambda *_: (names, []))
+    monkeypatch.setattr(folder, "subfolders", lambda path: ["train"])
+    monkeypatch.setattr(folder, "listed", lambda *_: (names, []))
     monkeypatch.setattr(folder.Path, "is_dir", lambda path: True)
     source = folder.FolderSource(folder.Path("images"), "train")
     began = time.process_time()
