@@ -2,9 +2,20 @@
 
 import io
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from convnext_jax.errors import InputError
+
+# How an image is turned upright, by its EXIF orientation; 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode(file: str | bytes, name: str, exif: bool = False) -> Image.Image:
@@ -21,14 +32,27 @@ def decode(file: str | bytes, name: str, exif: bool = False) -> Image.Image:
     Raises:
       InputError: it cannot be decoded.
     """
+    return decode_with_turn(file, name, exif)[0]
+
+
+def decode_with_turn(
+    file: str | bytes, name: str, exif: bool = False
+) -> tuple[Image.Image, Image.Transpose | None]:
+    """Decodes an image, as `decode`, and tells how it was turned, for what belongs to its pixels.
+
+    A TIFF is turned in any case, by Pillow.
+    """
     try:
         # No `draft` mode, fast as it is: its pixels are others than torchvision's.
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            turn = _turn_of(image) if image.format == "TIFF" else None
             image.load()
             if exif:
-                image = upright(image)
+                turn = _turn_of(image) if turn is None else turn
+                stored, image = image, upright(image)
+                turn = None if image is stored else turn
             # Converting RGB to RGB would copy it.
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return image if image.mode == "RGB" else image.convert("RGB"), turn
     except Exception as error:  # PIL's readers raise nearly anything on damaged data.
         raise InputError(f"the image {name} cannot be decoded: {one_line(error)}") from error
 
@@ -44,3 +68,11 @@ def upright(image: Image.Image) -> Image.Image:
 def one_line(error: BaseException) -> str:
     """Type and message of an error, on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What `upright` does to an image."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return None
