@@ -2,13 +2,13 @@
 
 import collections
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from convnext_jax.errors import InputError, Lost
-from convnext_jax.retry import is_passing, retrying
+from convnext_jax.retry import Result, is_passing, retrying
 
 # Examples of the files that a note names.
 _NAMED = 3
@@ -59,6 +59,20 @@ def listed(root: str, below: str, endings: tuple[str, ...]) -> tuple[list[str], 
     except OSError as error:
         kind = Lost if is_passing(error) else InputError
         raise kind(f"{error.filename} cannot be listed: {error.strerror}") from error
+
+
+def answered(read: Callable[[], Result]) -> Result:
+    """What `read` gives, tried again after a while where the file system has a passing problem.
+
+    Raises:
+      Lost: the problem did not pass.
+    """
+    try:
+        return retrying(read)
+    except Exception as error:
+        if is_passing(error):
+            raise Lost(str(error)) from error
+        raise
 
 
 def left_out_notes(what: str, left_out: Sequence[str], endings: tuple[str, ...]) -> tuple[str, ...]:
