@@ -2,8 +2,9 @@
 
     python -m convnext_jax.data.prepare imagenet2012 --manual_dir=/downloads --data_dir=/data/tfds
 
-Any classification dataset of TFDS, and our `digits` and `imagenet22k`. TFDS writes into a directory
-`incomplete.*` and renames it at the end, so a run that is killed leaves nothing that can be read.
+Any dataset of TFDS that has a class or a mask for each image, and our `digits`, `imagenet22k` and
+`ade20k`. TFDS writes into a directory `incomplete.*` and renames it at the end, so a run that is
+killed leaves nothing that can be read.
 """
 
 from convnext_jax import interrupts
@@ -22,8 +23,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from convnext_jax.data import imagenet22k
+from convnext_jax.data import ade20k, imagenet22k
 from convnext_jax.data.decode import one_line
+from convnext_jax.data.mask_metadata import notes_of
 from convnext_jax.data.prepared import (
     base_name,
     check_known,
@@ -131,6 +133,8 @@ def _check_archives(name: str, builder: tfds.core.DatasetBuilder, manual_dir: st
             )
     elif base_name(name) == imagenet22k.NAME:
         imagenet22k.find(manual_dir)
+    elif base_name(name) == ade20k.NAME:
+        ade20k.find(manual_dir)
     elif manual_dir is None:
         instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
         raise InputError(f"dataset `{name}` needs `--manual_dir`: {instructions}")
@@ -193,7 +197,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m convnext_jax.data.prepare",
         description="Prepares a dataset as array_record files, which training reads by index.",
     )
-    parser.add_argument("name", help="TFDS name, such as imagenet2012, or digits or imagenet22k")
+    parser.add_argument(
+        "name", help="TFDS name, such as imagenet2012, or ade20k, digits or imagenet22k"
+    )
     parser.add_argument("--data_dir", help="root to write below (default: TFDS's own)")
     parser.add_argument("--manual_dir", help="directory of archives downloaded by hand")
     parser.add_argument("--overwrite", action="store_true", help="prepare anew what is there")
@@ -216,6 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for split in builder.info.splits.values():
         print(f"  {split.name}: {split.num_examples} examples")
     print(f"  in {builder.data_dir}")
+    for split, note in notes_of(builder.info):
+        print(f"note: {split}: {note}")
     for left in epath.Path(builder.data_dir).parent.glob("incomplete.*"):
         print(f"note: {left} belongs to a run that is going on or was killed; if killed, delete it")
     return 0

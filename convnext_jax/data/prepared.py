@@ -5,8 +5,11 @@ import os
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, read_only_builder
 
-from convnext_jax.data import digits, folder, imagenet22k
+from convnext_jax.data import ade20k, digits, folder, imagenet22k
 from convnext_jax.errors import InputError, did_you_mean
+
+# Datasets that this package has builders of.
+_OURS = (ade20k.NAME, digits.NAME, imagenet22k.NAME)
 
 
 def find_prepared(
@@ -59,14 +62,12 @@ def check_known(name: str) -> None:
             f" reads the images below `data.dir` as they are"
         )
     # Without community datasets, whose list would be fetched over the network.
-    known = {*tfds.list_builders(with_community_datasets=False), digits.NAME, imagenet22k.NAME}
+    known = {*tfds.list_builders(with_community_datasets=False), *_OURS}
     if base in known:
         return
     hint = did_you_mean(base, known | {folder.NAME})
-    raise InputError(
-        f"dataset `{name}` must be `{digits.NAME}`, `{folder.NAME}`, `{imagenet22k.NAME}` or the"
-        f" name of a TFDS dataset{hint}"
-    )
+    ours = ", ".join(f"`{name}`" for name in sorted((*_OURS, folder.NAME)))
+    raise InputError(f"dataset `{name}` must be {ours} or the name of a TFDS dataset{hint}")
 
 
 def base_name(name: str) -> str:
