@@ -4,7 +4,6 @@
 a download and without a network, along the same path as ImageNet.
 """
 
-import contextlib
 import io
 import logging
 import os
@@ -15,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from convnext_jax.errors import InputError
+from convnext_jax.data.embedded import write_unless_there
 
 NAME = "digits"
 _IMAGE_SIZE = 8
@@ -50,32 +49,19 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        import sklearn.datasets
-        import sklearn.model_selection
-
-        _, labels = sklearn.datasets.load_digits(return_X_y=True)
-        train, test = sklearn.model_selection.train_test_split(
-            np.arange(len(labels)), test_size=_TEST_FRACTION, stratify=labels, random_state=0
-        )
-        return {"train": self._generate_examples(train), "test": self._generate_examples(test)}
+        return {split: self._generate_examples(rows) for split, rows in split_rows().items()}
 
     def _generate_examples(self, rows: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-        import sklearn.datasets
-
-        values, labels = sklearn.datasets.load_digits(return_X_y=True)
-        pixels = np.round(np.asarray(values) * (255 / _LARGEST_VALUE)).astype(np.uint8)
+        pixels, labels = scans()
         for row in map(int, rows):
             png = io.BytesIO()
-            Image.fromarray(pixels[row].reshape(_IMAGE_SIZE, _IMAGE_SIZE)).save(png, "PNG")
+            Image.fromarray(pixels[row]).save(png, "PNG")
             png.seek(0)
             yield row, {"image": png, "label": int(labels[row]), "index": row}
 
 
 def ensure_prepared(data_dir: str | os.PathLike[str] | None = None) -> None:
-    """Writes the digits below `data_dir` unless they are there.
-
-    Several processes may do so at once, and one may be killed: each writes a directory of its own
-    and renames it when complete; the first wins and the others use what it wrote.
+    """Writes the digits below `data_dir` unless they are there, as `embedded.write_unless_there`.
 
     Args:
       data_dir: root of prepared datasets; None is TFDS's default.
@@ -83,24 +69,25 @@ def ensure_prepared(data_dir: str | os.PathLike[str] | None = None) -> None:
     Raises:
       InputError: `data_dir` cannot be written.
     """
-    builder = Digits(data_dir=data_dir)
-    if _is_complete(builder):
-        return
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    # TFDS prints its progress; for 1,797 examples one log line is enough.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            builder.download_and_prepare(file_format="array_record", download_config=config)
-        except OSError as error:
-            if not _is_complete(builder):
-                raise InputError(
-                    f"`data_dir` (={builder.data_dir}) must be a directory that can be written,"
-                    f" to hold the `{NAME}` dataset: {error.strerror or error}"
-                ) from error
-            return  # another process was first
-    logging.getLogger(__name__).info("wrote the `%s` dataset to %s", NAME, builder.data_dir)
+    write_unless_there(Digits(data_dir=data_dir), logging.getLogger(__name__))
 
 
-def _is_complete(builder: Digits) -> bool:
-    # The builder's own `is_prepared` logs a warning where this is False.
-    return (builder.data_path / "dataset_info.json").exists()
+def split_rows() -> dict[str, np.ndarray]:
+    """Rows of scikit-learn's arrays that belong to each split, `train` and `test`."""
+    import sklearn.datasets
+    import sklearn.model_selection
+
+    _, labels = sklearn.datasets.load_digits(return_X_y=True)
+    train, test = sklearn.model_selection.train_test_split(
+        np.arange(len(labels)), test_size=_TEST_FRACTION, stratify=labels, random_state=0
+    )
+    return {"train": np.asarray(train), "test": np.asarray(test)}
+
+
+def scans() -> tuple[np.ndarray, np.ndarray]:
+    """All of scikit-learn's scans, uint8 [1797, 8, 8] of 0..255, and their digits, [1797]."""
+    import sklearn.datasets
+
+    values, labels = sklearn.datasets.load_digits(return_X_y=True)
+    pixels = np.round(np.asarray(values) * (255 / _LARGEST_VALUE)).astype(np.uint8)
+    return pixels.reshape(-1, _IMAGE_SIZE, _IMAGE_SIZE), np.asarray(labels)

@@ -11,13 +11,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from convnext_jax.constants import IGNORED
-from convnext_jax.data import folder
+from convnext_jax.data import folder, scenes
 from convnext_jax.data.annotations import Labelling, decode_annotation, read_pair, size_of
 from convnext_jax.data.histogram import label_notes
 from convnext_jax.data.listing import answered
 from convnext_jax.data.mask_folder import MaskFolder
 from convnext_jax.data.mask_metadata import notes_of, stored_metadata
-from convnext_jax.data.prepared import require_prepared
+from convnext_jax.data.prepared import base_name, require_prepared
 from convnext_jax.data.records import Records, listed_features, top_features
 from convnext_jax.data.sources import folder_root
 from convnext_jax.errors import InputError
@@ -183,8 +183,9 @@ def open_masks(
 ) -> MaskDataset:
     """Opens a split of a dataset of images with masks.
 
-    `folder` reads the pairs of files below `data_dir`; any other dataset must have been prepared
-    with `python -m convnext_jax.data.prepare`. Values of annotations become labels: `ignored`
+    The `digit_scenes` are written first if they are not there; `folder` reads the pairs of files
+    below `data_dir`; any other dataset must have been prepared with `python -m
+    convnext_jax.data.prepare`. Values of annotations become labels: `ignored`
     becomes `IGNORED`, any other value v becomes v - `first_label`, which must be a class.
 
     Args:
@@ -201,8 +202,8 @@ def open_masks(
 
     Raises:
       InputError: the dataset is unknown, not prepared, not stored as array_record or has no image
-        and mask; the split does not exist; what is given does not fit the dataset; or a folder
-        cannot be used.
+        and mask; the split does not exist; what is given does not fit the dataset; a folder cannot
+        be used; or the scenes cannot be written.
       Lost: the file system does not answer.
     """
     if name == folder.NAME:
@@ -219,6 +220,8 @@ def open_masks(
             ignored=IGNORED if ignored is None else ignored,
             histogram=histogram,
         )
+    if base_name(name) == scenes.NAME:
+        scenes.ensure_prepared(data_dir)
     builder = require_prepared(name, data_dir)
     return MaskSource(
         os.fspath(builder.data_dir),

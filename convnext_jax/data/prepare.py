@@ -2,9 +2,13 @@
 
     python -m convnext_jax.data.prepare imagenet2012 --manual_dir=/downloads --data_dir=/data/tfds
 
-Any dataset of TFDS that has a class or a mask for each image, and our `digits`, `imagenet22k` and
-`ade20k`. TFDS writes into a directory `incomplete.*` and renames it at the end, so a run that is
-killed leaves nothing that can be read.
+Any dataset of TFDS that has a class or a mask for each image, and our `digits`, `digit_scenes`,
+`imagenet22k` and `ade20k`:
+
+    python -m convnext_jax.data.prepare ade20k --manual_dir=/downloads --data_dir=/data/tfds
+
+TFDS writes into a directory `incomplete.*` and renames it at the end, so a run that is killed
+leaves nothing that can be read.
 """
 
 from convnext_jax import interrupts
@@ -198,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Prepares a dataset as array_record files, which training reads by index.",
     )
     parser.add_argument(
-        "name", help="TFDS name, such as imagenet2012, or ade20k, digits or imagenet22k"
+        "name", help="TFDS name, such as imagenet2012, or ade20k, digits, digit_scenes, imagenet22k"
     )
     parser.add_argument("--data_dir", help="root to write below (default: TFDS's own)")
     parser.add_argument("--manual_dir", help="directory of archives downloaded by hand")
