@@ -19,6 +19,7 @@ from convnext_jax.data.mask_folder import MaskFolder
 from convnext_jax.data.mask_metadata import notes_of, stored_metadata
 from convnext_jax.data.prepared import base_name, require_prepared
 from convnext_jax.data.records import Records, listed_features, top_features
+from convnext_jax.data.relabelled import RelabelledMasks
 from convnext_jax.data.sources import folder_root
 from convnext_jax.errors import InputError
 
@@ -167,7 +168,7 @@ class MaskSource(Records):
 
 
 # What `open_masks` gives: examples by index, with `class_names`.
-MaskDataset = MaskSource | MaskFolder
+MaskDataset = MaskSource | MaskFolder | RelabelledMasks
 
 
 def open_masks(

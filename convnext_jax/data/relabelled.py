@@ -3,9 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
+from convnext_jax.constants import IGNORED
+
 if TYPE_CHECKING:
+    from convnext_jax.data.mask_folder import MaskFolder
+    from convnext_jax.data.masks import MaskSource
     from convnext_jax.data.sources import Dataset
 
 
@@ -43,6 +48,52 @@ class Relabelled:
         """Reads and decodes one example, as the dataset does; with its new label."""
         image, label = self._source[index]
         return image, self._places[label]
+
+    def __str__(self) -> str:
+        """Dataset and split, as messages name them."""
+        return str(self._source)
+
+
+class RelabelledMasks:
+    """A split of a dataset of masks with other labels. Can be pickled if the dataset can.
+
+    Attributes:
+      name: dataset name, as the dataset has it.
+      split: split, likewise.
+      class_names: name of each class, by the new label.
+      num_classes: how many classes there are.
+      num_files: that reading it keeps open, at most.
+      notes: sentences on the dataset, as it has them.
+    """
+
+    def __init__(self, source: "MaskSource | MaskFolder | RelabelledMasks", places: Sequence[int]):
+        """Opens nothing.
+
+        Args:
+          source: the dataset.
+          places: the new label of each of its labels; a permutation.
+        """
+        self.name, self.split, self.num_classes = source.name, source.split, source.num_classes
+        names = dict(zip(places, source.class_names, strict=True))
+        self.class_names = tuple(names[label] for label in range(self.num_classes))
+        self.num_files, self.notes = source.num_files, source.notes
+        self._source = source
+        self._labels = np.full(256, IGNORED, np.uint8)
+        self._labels[: self.num_classes] = places
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """Reads and decodes one example, as the dataset does; with its new labels."""
+        image, labels = self._source[index]
+        return image, self._labels[labels]
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Height and width that no mask exceeds."""
+        return self._source.largest
 
     def __str__(self) -> str:
         """Dataset and split, as messages name them."""

@@ -14,6 +14,8 @@ from PIL import Image
 from convnext_jax import retry
 from convnext_jax.data.mask_folder import MaskFolder
 from convnext_jax.data.masks import open_masks
+from convnext_jax.data.relabelled import RelabelledMasks
+from convnext_jax.data.sources import check_same_classes
 from convnext_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -120,8 +122,13 @@ def test_names_of_values_are_those_of_classes(tmp_path, given, names):
         raw = np.where(labels == 255, 99 if ignored is None else ignored, labels + first)
         sums.add(raw.sum())
     assert sums == {raw.sum() for raw in RAW}
-    fails("`class_names` must not be given for the dataset `odd`, whose `mask` names its classes",
-          "odd", "train", tmp_path, class_names=names)  # fmt: skip
+    fails(
+        "`class_names` must not be given for the dataset `odd`, whose `mask` names its classes",
+        "odd",
+        "train",
+        tmp_path,
+        class_names=names,
+    )
 
 
 def test_a_number_of_classes_and_a_grey_image(tmp_path):
@@ -155,13 +162,28 @@ def test_what_has_no_image_and_mask(tmp_path):
 def test_what_is_asked_of_names(tmp_path):
     fails("`data.dir` must be given for the dataset `folder`", "folder", "train")
     fails("must be written NAME", "two words", "train", tmp_path)
-    fails("is not prepared in .*`python -m convnext_jax.data.prepare oxford_iiit_pet --data_dir=",
-          "oxford_iiit_pet", "train", tmp_path)  # fmt: skip
+    fails(
+        "is not prepared in .*`python -m convnext_jax.data.prepare oxford_iiit_pet --data_dir=",
+        "oxford_iiit_pet",
+        "train",
+        tmp_path,
+    )
     write_pets(tmp_path)
-    fails(r"split `test` of dataset `odd` must be one of train \(4\)", "odd", "test", tmp_path,
-          class_names=PETS)  # fmt: skip
-    fails(r"`first_label` \(=256\) must be in 0..255", "odd", "train", tmp_path, first_label=256,
-          class_names=PETS)  # fmt: skip
+    fails(
+        r"split `test` of dataset `odd` must be one of train \(4\)",
+        "odd",
+        "test",
+        tmp_path,
+        class_names=PETS,
+    )
+    fails(
+        r"`first_label` \(=256\) must be in 0..255",
+        "odd",
+        "train",
+        tmp_path,
+        first_label=256,
+        class_names=PETS,
+    )
 
 
 def test_folders_are_opened_with_what_is_given(tmp_path):
@@ -174,8 +196,13 @@ def test_folders_are_opened_with_what_is_given(tmp_path):
     np.testing.assert_array_equal(labels == 255, source[0][1] == 1)
     with pytest.raises(InputError, match="value 0; values must be in 1..3, or 255, as"):
         open_masks("folder", "train", tmp_path, first_label=1)[0]
-    fails("`class_names` must not be given for the dataset `folder`", "folder", "train", tmp_path,
-          class_names=PETS)  # fmt: skip
+    fails(
+        "`class_names` must not be given for the dataset `folder`",
+        "folder",
+        "train",
+        tmp_path,
+        class_names=PETS,
+    )
 
 
 def test_records_that_cannot_be_used_are_named(tmp_path):
@@ -201,8 +228,15 @@ def test_records_that_cannot_be_used_are_named(tmp_path):
         assert str(caught.value).startswith(expected)
     with pytest.raises(InputError, match="is an image of kind RGB"):
         source.largest  # noqa: B018
-    fails("(kind RGB|pixels of value 7)", "odd", "train", tmp_path, first_label=1,
-          class_names=PETS, histogram=True)  # fmt: skip
+    fails(
+        "(kind RGB|pixels of value 7)",
+        "odd",
+        "train",
+        tmp_path,
+        first_label=1,
+        class_names=PETS,
+        histogram=True,
+    )
     for index in (-1, 4):
         with pytest.raises(IndexError, match=rf"`index` \(={index}\) must be in 0..3"):
             source[index]
@@ -250,3 +284,21 @@ def test_threads_read_the_same(source):
             threads.map(lambda i: source[i % 4][1], range(64)), expected, strict=True
         ):
             np.testing.assert_array_equal(labels, other)
+
+
+def test_masks_with_the_labels_of_a_model(tmp_path):
+    write_pets(tmp_path)
+    options = {"first_label": 1, "ignored": 3, "class_names": PETS[:2]}
+    source = open_masks("odd", "train", tmp_path, **options)
+    other = RelabelledMasks(source, (1, 0))
+    assert (other.class_names, other.num_classes) == (("background", "pet"), 2)
+    assert (len(other), other.largest, str(other)) == (4, source.largest, str(source))
+    again = pickle.loads(pickle.dumps(other))
+    for index in range(4):
+        before = source[index][1]
+        for labels in (other[index][1], again[index][1]):
+            assert labels.dtype == np.uint8
+            np.testing.assert_array_equal(labels, np.where(before == 255, 255, 1 - before))
+    check_same_classes(other, again)
+    with pytest.raises(InputError, match="the splits must have the same classes: `train` has 2"):
+        check_same_classes(other, open_masks("odd", "train", tmp_path, class_names=PETS))
