@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from data.masks import UPRIGHT, grey_png, palette_png, photograph, saved, values
-from PIL import Image
+from PIL import Image, ImageOps
 
 from convnext_jax.data.annotations import (
     HEADER_BYTES,
@@ -222,6 +222,16 @@ def test_damaged_exif_turns_neither():
     damaged = image_file[:place] + b"\xff" * 8 + image_file[place + 8 :]
     image, labels = read_pair(damaged, annotation_file, "i", "a", Labelling(128), exif=True)
     assert image.size == (41, 30) and labels.shape == (30, 41)
+
+
+def test_an_image_that_could_not_be_turned_keeps_its_annotation(monkeypatch):
+    def fails(image):
+        raise ValueError("EXIF that can be read and not be written")
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", fails)
+    image, labels = read_pair(*pair(3), "i", "a", Labelling(128), exif=True)
+    assert image.size == (41, 30)
+    np.testing.assert_array_equal(labels, VALUES // 2)
 
 
 def test_sizes_that_differ_are_both_said():

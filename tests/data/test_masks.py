@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import threading
 from concurrent import futures
 
 import numpy as np
@@ -16,7 +17,7 @@ from convnext_jax.data.mask_folder import MaskFolder
 from convnext_jax.data.masks import open_masks
 from convnext_jax.data.relabelled import RelabelledMasks
 from convnext_jax.data.sources import check_same_classes
-from convnext_jax.errors import InputError
+from convnext_jax.errors import InputError, Lost
 
 RNG = np.random.default_rng(0)
 RAW = [values(RNG, 12 + 4 * i, 30 - 3 * i, 3, lowest=1) for i in range(4)]
@@ -270,7 +271,10 @@ def test_a_file_that_was_cut_short_or_was_away(tmp_path, monkeypatch):
     source._reopen(failed)
     with pytest.raises(InputError, match="record 0 of dataset `odd`, split `train` cannot be read"):
         source[0]
-    hidden.rename(shards[0])
+    with pytest.raises(Lost, match="record . of dataset `odd`, split `train` cannot be read"):
+        source.largest  # noqa: B018
+    threading.Timer(0.05, hidden.rename, [shards[0]]).start()
+    assert source.largest == (24, 30)
     assert source[0][1].shape and source._records is not failed
     os.truncate(shards[0], 100)
     with pytest.raises(InputError, match="is empty: its file must be whole"):
