@@ -16,9 +16,10 @@ from convnext_jax.checkpointing.reading import absolute
 from convnext_jax.config import Config, DataConfig, Steps
 from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.data.pipeline import Batches, Passes, train_batches
-from convnext_jax.data.sources import Dataset, check_same_classes, open_source
+from convnext_jax.data.sources import Dataset, check_same_classes
 from convnext_jax.errors import InputError, Lost
-from convnext_jax.models.spec import ModelSpec, params_of
+from convnext_jax.models.registry import backbone_name
+from convnext_jax.models.spec import ModelSpec, batch_stats_of, params_of
 from convnext_jax.retry import is_passing, retrying
 from convnext_jax.starting import find_start
 from convnext_jax.step_builder import accumulation, build_step
@@ -30,6 +31,7 @@ from convnext_jax.training.step import metric_names
 from convnext_jax.training.task import Evaluation
 from convnext_jax.weights.find import Weights
 from convnext_jax.weights.load import load
+from convnext_jax.wings import wing_of
 
 
 def build_run(config: Config, began: float, directory: epath.Path | None = None) -> Run:
@@ -46,9 +48,9 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
     """
     mesh = sharding.create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.slices)
     accumulation(config.data, mesh.size)  # fails before the data is opened
+    wing = wing_of(config.model.name)
     source, held_out = (
-        open_source(config.data.name, split, config.data.dir, exif=config.data.exif)
-        for split in (config.data.train_split, config.data.eval_split)
+        wing.open(config, split) for split in (config.data.train_split, config.data.eval_split)
     )
     check_same_classes(source, held_out)
     require_same_everywhere(config, [source, held_out])
@@ -65,13 +67,14 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
 
     def initialize() -> TrainState:
         # Taken out, as they may be read into this process's memory, which a run has better use for.
-        params = initial_params(config, task.model.spec, mesh, weights.pop())
+        found = initial_variables(config, task.model.spec, mesh, weights.pop())
         state_from = jax.jit(
             step.initial_state, out_shardings=step.state_shardings, donate_argnums=0
         )
-        return state_from(params)
+        return state_from(*found)
 
-    evaluator = build_evaluator(task.evaluation, held_out, config.data, mesh, check=True)
+    evaluation = wing.evaluation(task.model, held_out)
+    evaluator = build_evaluator(evaluation, held_out, config.data, mesh, check=True)
 
     def batches(start_step: int) -> Batches:
         return train_batches(
@@ -100,14 +103,16 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
         stop_at_damage=config.checkpoint.on_damage == "stop",
         hang_seconds=config.hang_seconds,
         metrics=metric_names(task.scalars, config.log_batch_hashes),
-        metric=task.evaluation.metric,
+        metric=evaluation.metric,
         began=began,
-        description=task.model.to_json() | {"config": dataclasses.asdict(config)},
+        description=task.model.to_json()
+        | {"config": dataclasses.asdict(config), "metric": evaluation.metric.name},
         plan="\n".join(
             [
                 describe_plan(config, mesh, steps, len(source), len(held_out)),
                 *source.notes,
                 *held_out.notes,
+                *task.remarks,
                 *remarks,
             ]
         ),
@@ -157,15 +162,21 @@ def require_same_everywhere(config: Config, sources: Sequence[Dataset]) -> None:
                 )
 
 
-def initial_params(config: Config, spec: ModelSpec, mesh: Mesh, weights: Weights | None) -> Any:
+def initial_variables(
+    config: Config, spec: ModelSpec, mesh: Mesh, weights: Weights | None
+) -> tuple[Any, Any]:
     """The parameters that a run starts with: those of `init_from`, or random ones.
 
     Args:
       config: of the run. The head of the weights is left out, for a random one, where they are for
-        another number of classes or the config says so.
+        another number of classes or the config says so. Of a classifier's weights a model that has
+        it as its backbone takes those of the stages.
       spec: the model.
       mesh: where the parameters go, each straight to its place.
       weights: what `init_from` names; None: nothing.
+
+    Returns:
+      The parameters; and the batch statistics, None for those before any batch.
 
     Raises:
       InputError: the weights are another model's.
@@ -174,9 +185,9 @@ def initial_params(config: Config, spec: ModelSpec, mesh: Mesh, weights: Weights
     if weights is None:
         shardings = sharding.parameter_shardings(spec.abstract_params(), mesh)
         draw = jax.jit(lambda key: params_of(spec.create(nnx.Rngs(key))), out_shardings=shardings)
-        return draw(key)
+        return draw(key), None
     name, found = f"`init_from` (={config.init_from})", weights.description.spec.name
-    if found != spec.name:
+    if found not in (spec.name, backbone_name(spec.name)):
         raise InputError(f"{name} must hold weights of {spec.name}, and has those of {found}")
     try:
         loaded = load(
@@ -185,6 +196,7 @@ def initial_params(config: Config, spec: ModelSpec, mesh: Mesh, weights: Weights
             head=config.init_head,
             rngs=nnx.Rngs(key),
             mesh=mesh,
+            model=spec.name,
             **spec.overrides,
         )
     except InputError as error:
@@ -195,7 +207,7 @@ def initial_params(config: Config, spec: ModelSpec, mesh: Mesh, weights: Weights
     )
     if difference is not None:
         raise InputError(f"{name} does not fit the model: {difference}")
-    return params
+    return params, batch_stats_of(loaded.model)
 
 
 def build_evaluator(

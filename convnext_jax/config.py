@@ -76,6 +76,21 @@ class AugmentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SegmentationConfig:
+    """What only models that segment have."""
+
+    scale_min: float = 0.5  # images are resized by a factor from here
+    scale_max: float = 2.0  # to here, before a crop of `data.image_size` is cut out
+    photometric: bool = True  # distort brightness, contrast, saturation and hue
+    dropout: float = 0.1  # probability of dropping a channel before the classifiers
+    auxiliary_weight: float = 0.4  # of the auxiliary head's loss
+    decoder_channels: int | None = None  # width of the decoder; None: 512
+    auxiliary_channels: int | None = None  # of the auxiliary head; None: 256
+    first_label: int = 0  # value of the first class in annotations; ours say it themselves
+    ignored: int | None = None  # value that is of no class; None: none, in a folder 255
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """AdamW, its schedule, the loss and the moving average."""
 
@@ -84,8 +99,10 @@ class OptimConfig:
     warmup_epochs: float = 20.0
     warmup_steps: int | None = None  # takes the place of `warmup_epochs`
     weight_decay: float = 0.05
+    schedule: str = "cosine"  # after warm-up; or poly: linearly to min_lr, warm-up multiplied on
     weight_decay_end: float | None = None  # follows a cosine to this; None: stays as it is
     layer_decay: float = 1.0  # of the learning rate, from the head to the stem; 1: none
+    layer_decay_by: str = "blocks"  # groups of blocks, or stages as in the paper's segmentation
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -126,6 +143,7 @@ class Config:
     num_epochs: float = 300.0
     num_steps: int | None = None  # ends the run early, or late, whatever `num_epochs`; None: epochs
     eval_every_epochs: float = 1.0
+    eval_every_steps: int | None = None  # takes the place of `eval_every_epochs`
     log_every_steps: int = 50
     log_parameters: bool = False  # print each parameter at the start, instead of their number
     log_batch_hashes: bool = False  # record which images each step saw, to compare runs by
@@ -136,6 +154,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -173,7 +192,7 @@ class Config:
                 f"`optim.warmup_epochs` (={self.optim.warmup_epochs}) must be at most `num_epochs`"
                 f" (={self.num_epochs})"
             )
-        evaluate_every = max(round(self.eval_every_epochs * per_epoch), 1)
+        evaluate_every = self.eval_every_steps or max(round(self.eval_every_epochs * per_epoch), 1)
         return Steps(per_epoch, total, warmup, evaluate_every)
 
 
@@ -291,6 +310,8 @@ def _check_ranges(config: Config) -> None:
     check("num_epochs", config.num_epochs > 0, "be positive")
     check("num_steps", config.num_steps is None or config.num_steps > 0, "be positive, or None")
     check("eval_every_epochs", config.eval_every_epochs > 0, "be positive")
+    every = config.eval_every_steps
+    check("eval_every_steps", every is None or every > 0, "be positive, or None")
     check("log_every_steps", config.log_every_steps > 0, "be positive")
     check("hang_seconds", config.hang_seconds >= 0, "not be negative")
     check("profile_steps", config.profile_steps >= 0, "not be negative")
@@ -308,7 +329,22 @@ def _check_ranges(config: Config) -> None:
     check("data.threads", data.threads > 0, "be positive")
     check("data.on_error", data.on_error in ("stop", "skip"), "be stop or skip")
     check("data.max_skipped", data.max_skipped >= 0, "not be negative")
+    segment = config.segmentation
+    check("segmentation.scale_min", segment.scale_min > 0, "be positive")
+    enough = segment.scale_max >= segment.scale_min
+    check("segmentation.scale_max", enough, "be at least segmentation.scale_min")
+    check("segmentation.dropout", 0 <= segment.dropout < 1, "lie in [0, 1)")
+    check("segmentation.auxiliary_weight", segment.auxiliary_weight >= 0, "not be negative")
+    for key in ("decoder_channels", "auxiliary_channels"):
+        value = getattr(segment, key)
+        check(f"segmentation.{key}", value is None or value > 0, "be positive, or None")
+    check("segmentation.first_label", 0 <= segment.first_label <= 255, "lie in 0..255")
+    ignored = segment.ignored
+    check("segmentation.ignored", ignored is None or 0 <= ignored <= 255, "lie in 0..255, or None")
     check("optim.lr", optim.lr > 0, "be positive")
+    check("optim.schedule", optim.schedule in ("cosine", "poly"), "be cosine or poly")
+    by = optim.layer_decay_by
+    check("optim.layer_decay_by", by in ("blocks", "stages"), "be blocks or stages")
     check("optim.min_lr", 0 <= optim.min_lr <= optim.lr, "lie in [0, optim.lr]")
     check("optim.warmup_epochs", optim.warmup_epochs >= 0, "not be negative")
     warmup = optim.warmup_steps

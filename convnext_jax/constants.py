@@ -6,6 +6,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 IMAGENET_1K_CLASSES = 1000
 IMAGENET_22K_CLASSES = 21841
+ADE20K_CLASSES = 150
 
 # The label of pixels that belong to no class.
 IGNORED = 255

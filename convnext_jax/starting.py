@@ -14,13 +14,13 @@ from convnext_jax.checkpointing.reading import read_description
 from convnext_jax.checkpointing.steps import completed_steps
 from convnext_jax.config import Config, Steps, from_dict
 from convnext_jax.constants import PARAMETERS
-from convnext_jax.data.relabelled import Relabelled
+from convnext_jax.data.relabelled import relabelled
 from convnext_jax.data.sources import Dataset
 from convnext_jax.errors import InputError
-from convnext_jax.models.registry import get_variant
+from convnext_jax.models.registry import backbone_name, get_variant
 from convnext_jax.models.spec import ModelDescription
 from convnext_jax.models.variants import Preprocessing
-from convnext_jax.optim.schedule import warmup_cosine
+from convnext_jax.optim.schedule import learning_rate
 from convnext_jax.weights.classes import difference, match_classes
 from convnext_jax.weights.find import Weights, find
 
@@ -37,6 +37,7 @@ class Start:
       step: of the run's own checkpoint; 0: there is none.
       config: which the run had when it was saved; None: it is new.
       weights: of `init_from`; None: they are not needed.
+      backbone: they are a classifier's, for a model that has it as its backbone.
     """
 
     name: str = "random weights"
@@ -44,6 +45,7 @@ class Start:
     step: int = 0
     config: dict[str, Any] | None = None
     weights: Weights | None = None
+    backbone: bool = False
 
     @property
     def feeding(self) -> Preprocessing | None:
@@ -66,6 +68,8 @@ class Start:
         if self.model is None:
             return source, []
         count = self.model.spec.num_classes
+        if self.backbone:
+            return source, [f"all but the backbone is new, for {source.num_classes} classes"]
         if self.weights is not None and not (keep_head and count == source.num_classes):
             old = f" instead of that for {count}" if count else ""
             return source, [f"the head is new, for {source.num_classes} classes{old}"]
@@ -128,7 +132,9 @@ def find_start(config: Config, directory: epath.Path | None) -> Start:
     except InputError as error:
         raise InputError(f"{name} cannot be used: {error}") from error
     check_same(name, weights)
-    return Start(name=name, model=weights.description, weights=weights)
+    found = weights.description
+    backbone = found.spec.name == backbone_name(config.model.name)
+    return Start(name=name, model=found, weights=weights, backbone=backbone)
 
 
 def with_labels_of(
@@ -157,7 +163,7 @@ def with_labels_of(
         )
     found = match_classes(source.class_names, model.class_names, source.num_classes, of)
     remarks = [found.remark] if found.remark else []
-    return source if found.places is None else Relabelled(source, found.places), remarks
+    return source if found.places is None else relabelled(source, found.places), remarks
 
 
 def check_same(name: str, weights: Weights) -> None:
@@ -222,7 +228,8 @@ def _other_schedule(
         return []
     was, now = (
         np.asarray(
-            warmup_cosine(
+            learning_rate(
+                which.optim.schedule,
                 which.optim.lr,
                 total_steps=lengths.total,
                 warmup_steps=lengths.warmup,

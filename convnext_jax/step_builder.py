@@ -9,23 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from convnext_jax import sharding
-from convnext_jax.classification.task import classification
 from convnext_jax.config import Config, DataConfig, Steps
 from convnext_jax.errors import InputError
-from convnext_jax.models.registry import get_variant
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.optim.optimizer import create_optimizer
-from convnext_jax.optim.schedule import warmup_cosine
+from convnext_jax.optim.schedule import learning_rate, warmup_cosine
 from convnext_jax.training.state import TrainState, initial_state
 from convnext_jax.training.step import make_train_step
 from convnext_jax.training.task import Task
-
-# What makes the task of a run, by name: from its config, the number of classes, the number of
-# examples of a micro-batch, the classes' names and how images were fed to the initial weights.
-TASKS: dict[str, Callable[..., Task]] = {"classification": classification}
+from convnext_jax.wings import wing_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +32,8 @@ class TrainingStep:
       task: what is trained, and for what.
       steps: lengths of the run.
       accumulation_steps: micro-batches of a step.
-      initial_state: parameters -> the state before the first step.
+      initial_state: (parameters, batch statistics or None for the task's) -> the state before the
+        first step.
       abstract_state: shapes and types of the state.
       state_shardings: where its arrays lie; same structure.
       function: jitted and donating (state, batch) -> (state, metrics), see `make_train_step`.
@@ -45,7 +42,7 @@ class TrainingStep:
     task: Task
     steps: Steps
     accumulation_steps: int
-    initial_state: Callable[[Any], TrainState]
+    initial_state: Callable[..., TrainState]
     abstract_state: TrainState
     state_shardings: TrainState
     function: Any
@@ -74,7 +71,7 @@ def build_step(
       InputError: the config does not fit the dataset, the model or the devices.
     """
     examples = config.data.global_batch // accumulation(config.data, mesh.size)
-    make = TASKS[get_variant(config.model.name).task]
+    make = wing_of(config.model.name).task
     task = make(config, num_classes, examples, class_names, feeding)
     return step_of(task, config, mesh, num_examples)
 
@@ -84,7 +81,8 @@ def step_of(task: Task, config: Config, mesh: Mesh, num_examples: int) -> Traini
     accumulation_steps = accumulation(config.data, mesh.size)
     steps = config.steps(num_examples)
     spec = task.model.spec
-    learning_rate = warmup_cosine(
+    rate = learning_rate(
+        config.optim.schedule,
         config.optim.lr,
         total_steps=steps.total,
         warmup_steps=steps.warmup,
@@ -96,26 +94,29 @@ def step_of(task: Task, config: Config, mesh: Mesh, num_examples: int) -> Traini
             weight_decay, total_steps=steps.total, minimum=config.optim.weight_decay_end
         )
     optimizer = create_optimizer(
-        learning_rate,
+        rate,
         weight_decay=weight_decay,
         b1=config.optim.b1,
         b2=config.optim.b2,
         eps=config.optim.eps,
         clip_norm=config.optim.clip_norm or None,
         layer_decay=config.optim.layer_decay,
+        layer_decay_by=config.optim.layer_decay_by,
         depths=spec.depths,
     )
     with_ema = config.optim.ema_decay > 0
 
-    def state_from(params: Any) -> TrainState:
-        return initial_state(params, optimizer, with_ema=with_ema, batch_stats=task.batch_stats)
+    def state_from(params: Any, batch_stats: Any = None) -> TrainState:
+        if batch_stats is None:
+            batch_stats = jax.tree.map(jnp.asarray, task.batch_stats)
+        return initial_state(params, optimizer, with_ema=with_ema, batch_stats=batch_stats)
 
     abstract_state = jax.eval_shape(state_from, spec.abstract_params())
     state_shardings = sharding.parameter_shardings(abstract_state, mesh)
     train_step = make_train_step(
         sharding.gathering(task.loss, mesh, spec.kernel_dtypes(), config.optim.gradient_sum),
         optimizer,
-        learning_rate,
+        rate,
         seed=config.seed,
         ema_decay=config.optim.ema_decay if with_ema else None,
         accumulation_steps=accumulation_steps,

@@ -43,7 +43,7 @@ def initial(folder, num_classes):
     spec = ModelSpec(config.model.name, num_classes, config.model.overrides())
     mesh = sharding.create_mesh()
     weights = find_start(config, None).weights
-    return tree.flatten_with_names(builders.initial_params(config, spec, mesh, weights))
+    return tree.flatten_with_names(builders.initial_variables(config, spec, mesh, weights)[0])
 
 
 def test_the_same_classes_keep_the_head_and_the_average_comes_first(saved):
@@ -68,7 +68,7 @@ def test_the_parameters_are_split_as_the_run_splits_them(kind, tmp_path):
         export(params, spec.name, "timm", source)
     config = dataclasses.replace(Config(), init_from=source and str(source))
     weights = find_start(config, None).weights
-    found = builders.initial_params(config, spec, sharding.create_mesh(fsdp=4), weights)
+    found, _ = builders.initial_variables(config, spec, sharding.create_mesh(fsdp=4), weights)
     large = found["stages"][3][0]["pwconv1"]["kernel"]
     assert large.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp")
     if kind is not None:
@@ -119,10 +119,16 @@ def test_processes_with_other_data_or_keys_do_not_train_together(monkeypatch):
         builders.require_same_everywhere(Config(), [[1, 2]])
 
 
-def test_without_init_from_the_weights_follow_from_the_seed(saved):
-    one, two = initial(None, 3), initial(None, 3)
+def test_without_init_from_the_weights_follow_from_the_seed():
+    spec = ModelSpec("convnext_isotropic_small", 3, {"depths": (1,), "dims": (8,)})
+    one, two, other = (
+        builders.initial_variables(Config(seed=seed), spec, sharding.create_mesh(), None)[0]
+        for seed in (1, 1, 2)
+    )
     jax.tree.map(np.testing.assert_array_equal, one, two)
-    assert np.std(one["stages/0/0/pwconv1/kernel"]) == pytest.approx(0.02, rel=0.2)
+    kernels = [params["blocks"][0]["pwconv1"]["kernel"] for params in (one, other)]
+    assert np.std(kernels[0]) == pytest.approx(0.02, rel=0.2)
+    assert np.any(kernels[0] != kernels[1])
 
 
 def test_a_runs_crops_are_as_large_as_its_config_says(monkeypatch, tmp_path):

@@ -31,6 +31,7 @@ RANKS = {
     "training": 4,
     "classification": 5,
     "segmentation": 5,
+    "wings": 6,
     "step_builder": 6,
     "starting": 6,
     "builders": 6,
@@ -43,6 +44,8 @@ RANKS = {
 SIDEWAYS = {
     ("builders", "starting"),
     ("builders", "step_builder"),
+    ("builders", "wings"),
+    ("step_builder", "wings"),
     ("planning", "step_builder"),
 }
 HOMES = {
@@ -162,7 +165,7 @@ class Absent:
 sys.meta_path[:] = [Absent()]
 import numpy as np
 import convnext_jax
-assert len(convnext_jax.list_models()) == 32
+assert len(convnext_jax.list_models("*convnext*")) == 61
 model = convnext_jax.create_model("convnext_atto", 3, depths=(1,), dims=(4,), kernel_size=3)
 assert np.isfinite(model(np.ones((1, 32, 32, 3), np.float32))).all()
 for library in ("torch", "tensorflow", "grain", "orbax", "clu", "ml_collections", "PIL"):

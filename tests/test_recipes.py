@@ -11,6 +11,15 @@ from convnext_jax.training.reporting import flat
 
 GOLDEN = Path(__file__).parent / "golden" / "configs"
 IMAGENET_SIZES = ("tiny", "small", "base", "large")
+# Row of the paper's segmentation: model, crop, learning rate, drop path. From the recipe's table.
+ADE20K = {
+    "tiny": ("tiny", 512, 1e-4, 0.4),
+    "small": ("small", 512, 1e-4, 0.3),
+    "base": ("base", 512, 1e-4, 0.4),
+    "base_22k": ("base", 640, 1e-4, 0.4),
+    "large_22k": ("large", 640, 1e-4, 0.4),
+    "xlarge_22k": ("xlarge", 640, 8e-5, 0.4),
+}
 RUNS = [
     ("digits", None),
     *(("imagenet1k", size) for size in IMAGENET_SIZES),
@@ -27,6 +36,9 @@ RUNS = [
         for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base")
     ),
     *(("finetune", size) for size in (*IMAGENET_SIZES, "xlarge")),
+    ("digit_scenes_segmentation", None),
+    ("segment_folder", "tiny"),
+    *(("ade20k", row) for row in ADE20K),
 ]
 
 
@@ -46,6 +58,24 @@ def test_resolved_configs_are_the_goldens(name, run):
         path.write_text("\n".join(lines) + "\n")
         pytest.fail(f"{path} was missing; it is written now, review it")
     assert lines == path.read_text().splitlines()
+
+
+@pytest.mark.parametrize("row", ADE20K)
+def test_segmentation_is_the_papers(row):
+    config, (size, crop, learning_rate, drop_path) = resolved("ade20k", row), ADE20K[row]
+    assert config.model.name == f"upernet_convnext_{size}"
+    assert (config.data.image_size, config.data.global_batch, config.data.flip) == (crop, 16, 0.5)
+    assert (config.optim.lr, config.model.drop_path) == (learning_rate, drop_path)
+    # 20,210 images, of which the last 2 of each epoch's order are left out.
+    steps = config.steps(20_210)
+    assert (steps.per_epoch, steps.total, steps.warmup) == (1263, 160_000, 1500)
+    assert steps.evaluate_every == 16_000
+    optim, segment = config.optim, config.segmentation
+    assert (optim.schedule, optim.min_lr, optim.weight_decay) == ("poly", 0, 0.05)
+    assert (optim.layer_decay, optim.layer_decay_by, optim.ema_decay) == (0.9, "stages", 0)
+    assert (segment.scale_min, segment.scale_max, segment.photometric) == (0.5, 2, True)
+    assert (segment.dropout, segment.auxiliary_weight) == (0.1, 0.4)
+    assert config.init_ema is False and optim.clip_norm == 0
 
 
 # run: models' drop path, epochs, warm-up epochs, batch, learning rate, weight decay, layer decay,

@@ -13,7 +13,7 @@ from convnext_jax.convert.formats import DIALECTS, FORMATS, Dialect
 from convnext_jax.convert.keys import our_names
 from convnext_jax.errors import InputError
 from convnext_jax.models.registry import create_model, get_variant
-from convnext_jax.models.variants import VARIANTS, Variant
+from convnext_jax.models.variants import CLASSIFIERS, Variant
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -164,7 +164,7 @@ def infer_model(found: Structure) -> tuple[str, dict[str, Any]]:
     """
     near = [
         name
-        for name, variant in VARIANTS.items()
+        for name, variant in CLASSIFIERS.items()
         if (tuple(variant.depths), tuple(variant.dims)) == (found.depths, found.dims)
     ]
     differences = {name: _differences(found, _structure_of_variant(name)) for name in near}
@@ -178,8 +178,8 @@ def infer_model(found: Structure) -> tuple[str, dict[str, Any]]:
         )
     described = f"depths {found.depths} and dims {found.dims}"
     if not near:
-        name = min(VARIANTS, key=lambda name: _distance(found, VARIANTS[name]))
-        variant = VARIANTS[name]
+        name = min(CLASSIFIERS, key=lambda name: _distance(found, CLASSIFIERS[name]))
+        variant = CLASSIFIERS[name]
         raise InputError(
             f"no model has {described}; the closest is {name} with {variant.depths} and"
             f" {variant.dims}"

@@ -1,7 +1,7 @@
 """A dataset whose labels are those of a model, which has the same classes in another order."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -98,3 +98,9 @@ class RelabelledMasks:
     def __str__(self) -> str:
         """Dataset and split, as messages name them."""
         return str(self._source)
+
+
+def relabelled(source: Any, places: Sequence[int]) -> Any:
+    """A dataset of labelled images, or of masks, with other labels; see the two classes above."""
+    kind = RelabelledMasks if hasattr(source, "largest") else Relabelled
+    return kind(source, places)

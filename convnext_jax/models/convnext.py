@@ -64,17 +64,20 @@ class Block(nnx.Module):
         self.drop_path = drop_path
         self.dtype = dtype
 
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
+    def __call__(self, x: Array, key: Array | None = None, inside: Array | None = None) -> Array:
         """Maps `x` [N, H, W, C] to the same shape and dtype.
 
-        `key` is the whole model's key of this step; None is inference.
+        `key` is the whole model's key of this step; None is inference. What is not `inside`, bool
+        [N, H, W, 1], is taken for zeros: maps of several sizes lie in one array so.
         """
+        if inside is not None:
+            x = jnp.where(inside, x, jnp.zeros((), x.dtype))
         y = self.dwconv(x)
         y = self.norm(y)
         y = self.pwconv1(y)
         y = layers.ACTIVATIONS[self.activation](y)
         if self.grn is not None:
-            y = self.grn(y)
+            y = self.grn(y, inside)
         y = self.pwconv2(y)
         if self.gamma is not None:
             y = scale(y, self.gamma[...])

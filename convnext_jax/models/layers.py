@@ -165,10 +165,11 @@ class GlobalResponseNorm(nnx.Module):
         self.beta = nnx.Param(jnp.zeros((features,), jnp.float32))
         self.dtype = dtype
 
-    def __call__(self, x: Array) -> Array:
-        """Maps `x` [N, H, W, C] to the same shape."""
+    def __call__(self, x: Array, inside: Array | None = None) -> Array:
+        """Maps `x` [N, H, W, C] to the same shape; only what is `inside` [N, H, W, 1] counts."""
         x = fence(x).astype(jnp.float32)
-        squares = jnp.sum(x * x, axis=(1, 2), keepdims=True)
+        counted = x if inside is None else jnp.where(inside, x, 0.0)
+        squares = jnp.sum(counted * counted, axis=(1, 2), keepdims=True)
         # A channel that is 0 all over has the norm 0 and, as in PyTorch, the gradient 0: a plain
         # square root would give it an infinite slope, and the model a NaN.
         positive = squares > 0

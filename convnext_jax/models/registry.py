@@ -2,26 +2,38 @@
 
 import dataclasses
 import fnmatch
+import importlib
 import inspect
 from typing import Any
 
 from flax import nnx
 
-from convnext_jax.constants import IMAGENET_1K_CLASSES
 from convnext_jax.errors import InputError, did_you_mean
 from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.models.isotropic import ConvNeXtIsotropic
 from convnext_jax.models.pretrained import PRETRAINED, Pretrained
 from convnext_jax.models.variants import VARIANTS, Variant
 
-Model = ConvNeXt | ConvNeXtIsotropic
+# A model of any task, an `nnx.Module` to call; of classification one of the two classes above.
+Model = Any
 
-_ARCHITECTURES = {"convnext": ConvNeXt, "convnext_isotropic": ConvNeXtIsotropic}
+# Classes of other tasks are in their wings, above this file: named, and imported when one is built.
+_ARCHITECTURES: dict[str, Any] = {
+    "convnext": ConvNeXt,
+    "convnext_isotropic": ConvNeXtIsotropic,
+    "upernet": "convnext_jax.segmentation.upernet.UPerNet",
+}
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Returns the sorted names that match a shell pattern such as `convnext_*o`."""
-    return sorted(fnmatch.filter(VARIANTS, pattern))
+def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
+    """Returns the sorted names that match a shell pattern such as `convnext_*o`.
+
+    Args:
+      pattern: of names.
+      task: `classification` or `segmentation`; None: of all tasks.
+    """
+    names = fnmatch.filter(VARIANTS, pattern)
+    return sorted(name for name in names if task in (None, VARIANTS[name].task))
 
 
 def list_pretrained(pattern: str = "*") -> list[str]:
@@ -40,6 +52,11 @@ def get_variant(name: str) -> Variant:
     return VARIANTS[name]
 
 
+def backbone_name(name: str) -> str | None:
+    """The classifier that a model has as its backbone; None: it has none."""
+    return name.removeprefix("upernet_") if get_variant(name).architecture == "upernet" else None
+
+
 def get_pretrained(name: str) -> Pretrained:
     """Returns the table's row of a set of published weights, by a name of `list_pretrained()`.
 
@@ -53,7 +70,7 @@ def get_pretrained(name: str) -> Pretrained:
 
 def create_model(
     name: str,
-    num_classes: int = IMAGENET_1K_CLASSES,
+    num_classes: int | None = None,
     rngs: nnx.Rngs | None = None,
     **overrides: Any,
 ) -> Model:
@@ -61,21 +78,25 @@ def create_model(
 
     Args:
       name: one of `list_models()`.
-      num_classes: length of the logits; 0 for a model without a head, which returns its embedding.
+      num_classes: length of the logits; 0 for a classifier without a head, which returns its
+        embedding; None: those of the dataset in the paper, ImageNet-1K or ADE20K.
       rngs: its `params` stream draws the initial weights; None is `nnx.Rngs(0)`.
-      **overrides: keyword arguments of `ConvNeXt` that replace what the variant has, such as
-        `drop_path=0.1` (probability of dropping) or `dtype="bfloat16"`.
+      **overrides: keyword arguments of the model's class that replace what the variant has, such
+        as `drop_path=0.1` (probability of dropping) or `dtype="bfloat16"`.
 
     Returns:
-      The model; `model(images)` maps [N, H, W, 3] to logits [N, num_classes].
+      The model; of a classifier `model(images)` maps [N, H, W, 3] to logits [N, num_classes], of
+      the others see their class.
 
     Raises:
       InputError: if the name or an override is unknown, or a value is out of range.
     """
     variant = get_variant(name)
     architecture = _ARCHITECTURES[variant.architecture]
-    parameters = inspect.signature(architecture.__init__).parameters
-    allowed = sorted(set(parameters) - {"self", "num_classes", "rngs"})
+    if isinstance(architecture, str):
+        module, _, name_in_module = architecture.rpartition(".")
+        architecture = getattr(importlib.import_module(module), name_in_module)
+    allowed = _arguments(architecture)
     for override, value in overrides.items():
         if override not in allowed:
             raise InputError(
@@ -90,4 +111,15 @@ def create_model(
     }
     if rngs is None:
         rngs = nnx.Rngs(0)
+    if num_classes is None:
+        num_classes = variant.num_classes
     return architecture(num_classes=num_classes, rngs=rngs, **arguments)
+
+
+def _arguments(architecture: Any) -> list[str]:
+    """Names of what a model's class takes beside classes and generators."""
+    parameters = inspect.signature(architecture.__init__).parameters
+    names = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    if len(names) < len(parameters) - 1:  # beside `self`: others go to the backbone
+        names |= {*_arguments(ConvNeXt)}
+    return sorted(names - {"num_classes", "rngs"})

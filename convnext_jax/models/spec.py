@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -15,6 +17,11 @@ from convnext_jax.models.variants import Preprocessing
 def params_of(model: nnx.Module) -> Any:
     """The parameters of a model as a tree, whose leaves `convnext_jax.tree` names."""
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def batch_stats_of(model: nnx.Module) -> Any:
+    """What a model keeps of the batches it saw, as a tree like its parameters; empty for most."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +51,17 @@ class ModelSpec:
         """The tree of parameters as `jax.ShapeDtypeStruct`; nothing is computed."""
         return params_of(nnx.eval_shape(self.create))
 
+    def abstract_batch_stats(self) -> Any:
+        """The tree of batch statistics as `jax.ShapeDtypeStruct`; empty for most models."""
+        return batch_stats_of(nnx.eval_shape(self.create))
+
+    def initial_batch_stats(self) -> Any:
+        """The tree of batch statistics before any batch, NumPy arrays; the parameters' are not."""
+        if not self.abstract_batch_stats():
+            return {}
+        # The compiler drops the drawing of parameters.
+        return jax.tree.map(np.asarray, jax.jit(lambda: batch_stats_of(self.create()))())
+
     def kernel_dtypes(self) -> dict[str, Any]:
         """The dtype that each kernel is rounded to when it is used, by the parameter's name.
 
@@ -62,6 +80,24 @@ class ModelSpec:
 
         def apply(params: Any, images: Array, key: Array | None = None) -> Array:
             return nnx.merge(graph, params)(images, key=key)
+
+        return apply
+
+    def function_with_batch_stats(self) -> Callable[..., tuple[Any, Any]]:
+        """The model as a pure function of its statistics too.
+
+        Returns:
+          (params, batch_stats, images, key=None, **others) -> (what the model returns, the batch
+          statistics after it), the latter as they were unless there is a `key`.
+        """
+        graph, *_ = nnx.split(nnx.eval_shape(self.create), nnx.Param, nnx.BatchStat)
+
+        def apply(
+            params: Any, batch_stats: Any, images: Array, key: Array | None = None, **others: Any
+        ) -> tuple[Any, Any]:
+            model = nnx.merge(graph, params, batch_stats)
+            outputs = model(images, key=key, **others)
+            return outputs, batch_stats_of(model)
 
         return apply
 

@@ -8,7 +8,12 @@ backbones), and other weights, which `pretrained.py` lists.
 
 import dataclasses
 
-from convnext_jax.constants import IMAGENET_MEAN, IMAGENET_STD
+from convnext_jax.constants import (
+    ADE20K_CLASSES,
+    IMAGENET_1K_CLASSES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+)
 
 # Mean and standard deviation that CLIP was trained with, for pixels scaled to [0, 1].
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -25,7 +30,9 @@ class Preprocessing:
       input_size: side of the square image, pixels.
       crop_fraction: `input_size` divided by the side of the resized image it is cut from.
       crop_mode: `center`: the shorter side is resized to `input_size / crop_fraction` pixels and
-        the centre cut out; `squash`: both sides are, without keeping the aspect ratio.
+        the centre cut out; `squash`: both sides are, without keeping the aspect ratio; `window`:
+        the shorter side is, and windows over all of the image are cut out (see
+        `segmentation.views`).
       interpolation: how images are resized.
       mean: per RGB channel, subtracted from pixels in [0, 1].
       std: per RGB channel, pixels are divided by it afterwards.
@@ -49,8 +56,8 @@ class Variant(Preprocessing):
     fine-tuned or trained on ImageNet-1K, at 224 pixels where there is one.
 
     Attributes:
-      architecture: `convnext` or `convnext_isotropic`, which class to build. The attributes below
-        are arguments of that class.
+      architecture: `convnext`, `convnext_isotropic` or `upernet`, which class to build. The
+        attributes below are arguments of that class.
       depths: number of blocks of each stage.
       dims: number of channels of each stage.
       layer_scale_init: initial value of `gamma`; None: the parameter does not exist.
@@ -62,7 +69,8 @@ class Variant(Preprocessing):
       norm: a key of `layers.NORMS`.
       head_norm_first: the final norm comes before the pooling.
       head_hidden_size: width of a hidden layer in the head; None: there is none.
-      task: what models of this kind are trained for; a key of `step_builder.TASKS`.
+      num_classes: of the dataset that the paper trains it on.
+      task: what models of this kind are trained for; a key of `wings.WINGS`.
     """
 
     architecture: str
@@ -77,6 +85,7 @@ class Variant(Preprocessing):
     norm: str = "layer_norm"
     head_norm_first: bool = False
     head_hidden_size: int | None = None
+    num_classes: int = IMAGENET_1K_CLASSES
     task: str = "classification"
 
 
@@ -112,7 +121,7 @@ def _smallest(depths: tuple[int, ...], dims: tuple[int, ...], **others) -> Varia
     )
 
 
-VARIANTS: dict[str, Variant] = {
+CLASSIFIERS: dict[str, Variant] = {
     # The paper's.
     "convnext_tiny": _v1((3, 3, 9, 3), 96),
     "convnext_small": _v1((3, 3, 27, 3), 96),
@@ -174,4 +183,28 @@ VARIANTS: dict[str, Variant] = {
     "test_convnext3": _smallest(
         (1, 1, 1, 1), (32, 64, 96, 128), activation="silu", kernel_size=(7, 5, 5, 3)
     ),
+}
+
+
+def _upernet(backbone: Variant) -> Variant:
+    # The paper's segmentation starts layer scale at 1; trained weights bring their own.
+    scaled = backbone.layer_scale_init is not None
+    return dataclasses.replace(
+        backbone,
+        architecture="upernet",
+        task="segmentation",
+        num_classes=ADE20K_CLASSES,
+        layer_scale_init=1.0 if scaled else None,
+        input_size=512,
+        crop_fraction=1.0,
+        crop_mode="window",
+        interpolation="bilinear",
+    )
+
+
+VARIANTS: dict[str, Variant] = CLASSIFIERS | {
+    # The paper's are over tiny to xlarge.
+    f"upernet_{name}": _upernet(row)
+    for name, row in CLASSIFIERS.items()
+    if row.architecture == "convnext"
 }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import optax
 
-from convnext_jax.optim.param_groups import decay_mask, layer_scales
+from convnext_jax.optim.param_groups import decay_mask, layer_scales, stage_scales
 
 
 def create_optimizer(
@@ -18,6 +18,7 @@ def create_optimizer(
     eps: float = 1e-8,
     clip_norm: float | None = None,
     layer_decay: float = 1.0,
+    layer_decay_by: str = "blocks",
     depths: Sequence[int] = (),
 ) -> optax.GradientTransformation:
     """AdamW with PyTorch's semantics: a step moves p by `-lr * (adam + weight_decay * p)`.
@@ -32,7 +33,8 @@ def create_optimizer(
       b2: decay of the second moment.
       eps: added to the root of the bias-corrected second moment.
       clip_norm: gradients with a larger global norm are scaled down to it; None for no clipping.
-      layer_decay: see `layer_scales`. It scales the learning rate, and so the weight decay too.
+      layer_decay: scales the learning rate, and so the weight decay too.
+      layer_decay_by: `blocks`, see `layer_scales`, or `stages`, see `stage_scales`.
       depths: of the model, where `layer_decay` is not 1.
 
     Returns:
@@ -42,11 +44,12 @@ def create_optimizer(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay, mask=decay_mask),
     ]
+    scales = {"blocks": layer_scales, "stages": stage_scales}[layer_decay_by]
     if layer_decay != 1:
         steps.append(
             optax.stateless(
                 lambda updates, _: jax.tree.map(
-                    operator.mul, updates, layer_scales(updates, depths, layer_decay)
+                    operator.mul, updates, scales(updates, depths, layer_decay)
                 )
             )
         )

@@ -7,6 +7,8 @@ from typing import Any
 from convnext_jax import tree
 from convnext_jax.errors import InputError
 
+# Heads over a backbone, and the backbone's norms of what goes out to them.
+_BESIDE_THE_BACKBONE = ("norm0", "norm1", "norm2", "norm3", "decode_head", "auxiliary_head")
 # Blocks of the third stage that share a group of the layer-wise learning-rate decay.
 _BLOCKS_A_GROUP = 3
 
@@ -45,7 +47,7 @@ def layer_group(name: str, depths: Sequence[int]) -> int:
     Raises:
       InputError: the name is of no part of such a model.
     """
-    part, *rest = name.split("/")
+    part, *rest = name.removeprefix("backbone/").split("/")
     if len(depths) == 1:
         last = 1 + math.ceil(depths[0] / _BLOCKS_A_GROUP)
         if part == "stem":
@@ -60,7 +62,7 @@ def layer_group(name: str, depths: Sequence[int]) -> int:
         if part == "stages":
             third = 3 + int(rest[1]) // _BLOCKS_A_GROUP
             return (1, 2, third, of_last_stage)[int(rest[0])]
-    if part in ("norm", "norm_pre", "pre_logits", "head"):
+    if part in ("norm", "norm_pre", "pre_logits", "head", *_BESIDE_THE_BACKBONE):
         return last
     raise InputError(f"`{name}` must be a parameter of a ConvNeXt to have a layer-decay group")
 
@@ -80,23 +82,24 @@ def layer_scales(params: Any, depths: Sequence[int], decay: float) -> Any:
     return tree.map_with_names(lambda name, _: decay ** (last - layer_group(name, depths)), params)
 
 
-def stage_scales(params: Any, num_layers: int, decay: float) -> Any:
-    """What each learning rate of a segmentation model is multiplied by, by its stage.
+def stage_scales(params: Any, depths: Sequence[int], decay: float) -> Any:
+    """What each parameter's learning rate is multiplied by, by its stage alone.
 
     The rule of the paper's segmentation configs (`stage_wise`), which is not that of `layer_group`:
     all downsampling layers are at the bottom, stage k follows at k + 1, and everything beside the
-    backbone's layers, its outgoing norms too, is at `num_layers` + 1: between the last stage and
-    that there is a gap.
+    backbone's layers, its outgoing norms too, is where `layer_group` has the head (`num_layers` + 1
+    of the configs: 7 for ConvNeXt-T, 13 for the others): between the last stage and that there is a
+    gap.
 
     Args:
-      params: the parameter tree, or its shapes, of a model with a `backbone`.
-      num_layers: 6 for ConvNeXt-T, 12 for the others.
+      params: the parameter tree, or its shapes.
+      depths: of the model.
       decay: in (0, 1]; 1 leaves all learning rates as they are.
 
     Returns:
       A tree of float of the same structure; 1 for the heads.
     """
-    last = num_layers + 1
+    last = layer_group("head", depths)
 
     def scale(name: str, _: Any) -> float:
         part, *rest = name.removeprefix("backbone/").split("/")

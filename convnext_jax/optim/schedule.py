@@ -7,6 +7,14 @@ import optax
 from convnext_jax.errors import InputError
 
 
+def learning_rate(
+    kind: str, peak: float, *, total_steps: int, warmup_steps: int, minimum: float
+) -> optax.Schedule:
+    """The schedule of a name: `cosine`, see `warmup_cosine`, or `poly`, see `warmup_poly`."""
+    schedule = {"cosine": warmup_cosine, "poly": warmup_poly}[kind]
+    return schedule(peak, total_steps=total_steps, warmup_steps=warmup_steps, minimum=minimum)
+
+
 def warmup_cosine(
     peak: float, *, total_steps: int, warmup_steps: int = 0, minimum: float = 1e-6
 ) -> optax.Schedule:

@@ -7,9 +7,6 @@ from convnext_jax.constants import IGNORED
 from convnext_jax.segmentation.resize import resize
 from convnext_jax.segmentation.upernet import Logits
 
-# Share of the auxiliary head in the loss.
-AUXILIARY_WEIGHT = 0.4
-
 
 def pixel_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross entropy at the size of the labels, its mean over all pixels.
@@ -33,8 +30,8 @@ def pixel_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.where(counts, losses, 0.0).mean()
 
 
-def segmentation_loss(logits: Logits, labels: jax.Array) -> jax.Array:
-    """`pixel_loss` of the decoder, and `AUXILIARY_WEIGHT` times that of the auxiliary head."""
+def segmentation_loss(logits: Logits, labels: jax.Array, auxiliary_weight: float) -> jax.Array:
+    """`pixel_loss` of the decoder, and `auxiliary_weight` times that of the auxiliary head."""
     assert logits.auxiliary is not None, "only training has a loss"
     auxiliary = pixel_loss(logits.auxiliary, labels)
-    return pixel_loss(logits.decode, labels) + AUXILIARY_WEIGHT * auxiliary
+    return pixel_loss(logits.decode, labels) + auxiliary_weight * auxiliary

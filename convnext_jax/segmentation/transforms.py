@@ -21,8 +21,7 @@ from convnext_jax.segmentation.opencv import (
 )
 
 # The longer side of an image at most, relative to the shorter one that is aimed at.
-_ASPECT = 4
-_RATIOS = (0.5, 2.0)
+ASPECT = 4
 # A crop is drawn again, so often, while one class has this share of what counts in it.
 _MOST_OF_ONE_CLASS = 0.75
 _TRIES = 10
@@ -44,11 +43,13 @@ def rescaled(width: int, height: int, longer: int, shorter: int) -> tuple[int, i
     return int(width * factor + 0.5), int(height * factor + 0.5)
 
 
-def draw_scale(rng: np.random.Generator, side: int) -> tuple[int, int]:
-    """Draws what the longer and the shorter side may have: `side` times 0.5 to 2."""
-    low, high = _RATIOS
+def draw_scale(
+    rng: np.random.Generator, side: int, scales: tuple[float, float] = (0.5, 2.0)
+) -> tuple[int, int]:
+    """Draws what the longer and the shorter side may have: `side` times a factor."""
+    low, high = scales
     ratio = rng.random() * (high - low) + low
-    return int(_ASPECT * side * ratio), int(side * ratio)
+    return int(ASPECT * side * ratio), int(side * ratio)
 
 
 def draw_crop(labels: np.ndarray, side: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -151,12 +152,17 @@ class TrainCrops:
 
     Attributes:
       crop_size: height and width of the result, pixels.
-      side: what the shorter side is resized to, before a factor from 0.5 to 2; the crop's, in the
-        reference.
+      side: what the shorter side is resized to, before a factor; the crop's, in the reference.
+      scales: the least and the largest factor.
+      flip: probability of mirroring, left to right.
+      distort: whether to distort colours.
     """
 
     crop_size: int
     side: int
+    scales: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    distort: bool = True
 
     def __post_init__(self) -> None:
         """Raises InputError where a field is out of range."""
@@ -179,15 +185,16 @@ class TrainCrops:
           upper left, beside zeros and `IGNORED`.
         """
         image, labels = np.asarray(example[0]), example[1]
-        size = rescaled(image.shape[1], image.shape[0], *draw_scale(rng, self.side))
+        size = rescaled(image.shape[1], image.shape[0], *draw_scale(rng, self.side, self.scales))
         image = resize_bilinear(image, size[1], size[0])
         labels = resize_nearest(labels, size[1], size[0])
         top, left = draw_crop(labels, self.crop_size, rng)
         part = (slice(top, top + self.crop_size), slice(left, left + self.crop_size))
         image, labels = image[part], labels[part]
-        if rng.random() < 0.5:
+        if rng.random() < self.flip:
             image, labels = image[:, ::-1], labels[:, ::-1]
-        image = photometric(image, draw_photometric(rng))
+        if self.distort:
+            image = photometric(image, draw_photometric(rng))
         row = self.blank
         height, width = labels.shape
         row["image"][:height, :width] = image

@@ -13,10 +13,11 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from convnext_jax.constants import IGNORED
 from convnext_jax.models import checks, layers
 from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.ops.channels import add_bias
-from convnext_jax.segmentation.resize import adaptive_mean, resize
+from convnext_jax.segmentation.resize import adaptive_mean, resize, resize_within
 
 # Sides of the pooled maps of the pyramid.
 POOL_SCALES = (1, 2, 3, 6)
@@ -123,6 +124,7 @@ class Classifier(nnx.Conv):
             features,
             num_classes,
             (1, 1),
+            dtype=jnp.float32,
             kernel_init=nnx.initializers.normal(stddev=0.01),
             rngs=rngs,
         )
@@ -171,22 +173,55 @@ class UPerHead(nnx.Module):
         self.fpn_bottleneck = conv(len(dims) * channels, 3)
         self.conv_seg = Classifier(channels, num_classes, dropout, rngs)
 
-    def __call__(self, maps: Sequence[Array], train: bool, key: Array | None) -> Array:
-        """Maps of stride 4, 8, 16, 32 to logits of stride 4, float32 [N, H / 4, W / 4, classes]."""
-        last = maps[-1]
+    def __call__(
+        self,
+        maps: Sequence[Array],
+        train: bool,
+        key: Array | None,
+        sizes: Sequence[Array] | None = None,
+    ) -> Array:
+        """Computes the logits.
+
+        Args:
+          maps: of stride 4, 8, 16, 32.
+          train: normalises by the batch.
+          key: turns dropout on.
+          sizes: whole numbers [N, 2] for each map, how much of it is the example's; None: all.
+
+        Returns:
+          float32 [N, H / 4, W / 4, classes].
+        """
+
+        def onto(x: Array, size: Array | int, level: int) -> Array:
+            """Resizes what has a size of its own to that of a map."""
+            height, width = maps[level].shape[1:3]
+            if sizes is None:
+                return resize(x, height, width)
+            own = jnp.broadcast_to(size, sizes[level].shape)
+            return resize_within(x, own, sizes[level], height, width)
+
+        def only(x: Array, level: int) -> Array:
+            """With zeros beyond the map, which the next convolution sees."""
+            return x if sizes is None else jnp.where(inside(x, sizes[level]), x, 0)
+
+        last, top = maps[-1], len(maps) - 1
+        own = [jnp.zeros(2, jnp.int32)] * len(maps) if sizes is None else sizes
+        of_last = None if sizes is None else sizes[top]
         pooled = [
-            resize(module(adaptive_mean(last, bins), train), *last.shape[1:3])
+            onto(module(adaptive_mean(last, bins, of_last), train), bins, top)
             for bins, module in zip(POOL_SCALES, self.psp_modules, strict=True)
         ]
         laterals = [conv(x, train) for x, conv in zip(maps[:-1], self.lateral_convs, strict=True)]
-        laterals.append(self.bottleneck(jnp.concatenate([last, *pooled], -1), train))
-        for level in range(len(laterals) - 1, 0, -1):
-            below = laterals[level - 1]
-            laterals[level - 1] = below + resize(laterals[level], *below.shape[1:3])
-        levels = [conv(x, train) for x, conv in zip(laterals, self.fpn_convs, strict=False)]
-        levels.append(laterals[-1])
-        size = levels[0].shape[1:3]
-        joined = jnp.concatenate([resize(level, *size) for level in levels], -1)
+        joined = only(jnp.concatenate([last, *pooled], -1), top)
+        laterals.append(self.bottleneck(joined, train))
+        for level in range(top, 0, -1):
+            laterals[level - 1] += onto(laterals[level], own[level], level - 1)
+        levels = [
+            conv(only(laterals[level], level), train) for level, conv in enumerate(self.fpn_convs)
+        ]
+        levels.append(laterals[top])
+        aligned = [onto(x, own[level], 0) for level, x in enumerate(levels)]
+        joined = only(jnp.concatenate(aligned, -1), 0)
         return self.conv_seg(self.fpn_bottleneck(joined, train), key)
 
 
@@ -220,6 +255,14 @@ class FCNHead(nnx.Module):
         return self.conv_seg(self.convs[0](x, train), key)
 
 
+def inside(x: Array, sizes: Array) -> Array:
+    """Which places of maps [N, H, W, C] are within sizes [N, 2]: bool [N, H, W, 1]."""
+    shape = x.shape[:3]
+    rows, columns = (jax.lax.broadcasted_iota(sizes.dtype, shape, axis) for axis in (1, 2))
+    heights, widths = (size.reshape(-1, 1, 1) for size in (sizes[:, 0], sizes[:, 1]))
+    return ((rows < heights) & (columns < widths))[..., None]
+
+
 class Backbone(ConvNeXt):
     """A ConvNeXt without its classifier, and a norm of each stage's map as it goes out."""
 
@@ -227,14 +270,42 @@ class Backbone(ConvNeXt):
         """Takes the arguments of `ConvNeXt`, but for `num_classes`."""
         super().__init__(num_classes=0, **arguments)
         rngs = arguments["rngs"]
-        self.norm = self.head = None
+        self.norm = self.norm_pre = self.pre_logits = self.head = None
         norms = [layers.LayerNorm(dim, 1e-6, self.dtype, rngs) for dim in self.dims]
         self.norm0, self.norm1, self.norm2, self.norm3 = norms
 
     def features(self, images: Array, key: Array | None = None) -> list[Array]:
         """The four maps, each normalised; the stages see them as they were."""
+        return self._outgoing(super().features(images, key))
+
+    def features_within(self, images: Array, sizes: Array) -> tuple[list[Array], list[Array]]:
+        """The same of images of several sizes, as if each were alone.
+
+        Args:
+          images: [N, H, W, 3], each image in the upper left of its place.
+          sizes: whole numbers [N, 2], their heights and widths.
+
+        Returns:
+          The maps, and the height and width of each example's [N, 2]; beyond is nothing of use.
+        """
+        x, maps, of_maps = images.astype(self.dtype), [], []
+        for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):
+            for layer in downsample:
+                x = layer(jnp.where(inside(x, sizes), x, jnp.zeros((), x.dtype)))
+                stride = layer.strides if isinstance(layer, nnx.Conv) else 1
+                assert isinstance(stride, int)
+                # What does not fill a patch is cut off; stems that overlap fill it up.
+                cut = isinstance(layer, layers.PatchConv)
+                sizes = sizes // stride if cut else -(-sizes // stride)
+            valid = inside(x, sizes)
+            for block in blocks:
+                x = block(x, inside=valid)
+            maps.append(x)
+            of_maps.append(sizes)
+        return self._outgoing(maps), of_maps
+
+    def _outgoing(self, maps: list[Array]) -> list[Array]:
         norms = (self.norm0, self.norm1, self.norm2, self.norm3)
-        maps = super().features(images, key)
         return [norm(x) for norm, x in zip(norms, maps, strict=True)]
 
 
@@ -282,23 +353,39 @@ class UPerNet(nnx.Module):
     ) -> None:
         """Draws the initial parameters."""
         checks.require(len(dims) == 4, "dims", tuple(dims), "be of four stages")
-        checks.require(num_classes >= 1, "num_classes", num_classes, "be positive")
+        checks.require(
+            1 <= num_classes <= IGNORED, "num_classes", num_classes, f"lie in 1..{IGNORED}"
+        )
+        for name, width in (
+            ("decoder_channels", decoder_channels),
+            ("auxiliary_channels", auxiliary_channels),
+        ):
+            checks.require(width >= 1, name, width, "be positive")
+        self.num_classes = num_classes
         self.backbone = Backbone(dims=dims, dtype=dtype, rngs=rngs, **backbone)
-        self.dtype = self.backbone.dtype
+        self.dtype, self.in_channels = self.backbone.dtype, self.backbone.in_channels
         checks.require(0 <= dropout < 1, "dropout", dropout, "lie in [0, 1)")
         self.decode_head = UPerHead(dims, num_classes, self.dtype, rngs, decoder_channels, dropout)
         self.auxiliary_head = FCNHead(
             dims[AUXILIARY_STAGE], num_classes, self.dtype, rngs, auxiliary_channels, dropout
         )
 
-    def __call__(self, images: Array, key: Array | None = None) -> Logits:
+    def __call__(
+        self, images: Array, key: Array | None = None, sizes: Array | None = None
+    ) -> Logits:
         """Classifies each place.
 
         Args:
           images: [N, H, W, 3] floating point, normalised; H and W at least 32.
           key: turns training on: statistics of the batch, which the model takes note of, stochastic
             depth and dropout; None is inference.
+          sizes: in inference, whole numbers [N, 2], heights and widths of images that lie in the
+            upper left of theirs, and are classified as if they were alone; None: they fill it.
         """
+        if sizes is not None:
+            assert key is None, "sizes are for inference"
+            maps, of_maps = self.backbone.features_within(images, sizes)
+            return Logits(self.decode_head(maps, False, None, of_maps), None)
         train = key is not None
         keys = jax.random.split(key, 3) if train else (None,) * 3
         maps = self.backbone.features(images, keys[0])

@@ -1,6 +1,11 @@
-"""Sliding windows over images: where they lie, and how their logits are put together."""
+"""Sliding windows along an axis of an image: where they lie, and how many see each place."""
 
 import numpy as np
+
+
+def stride_of(crop: int) -> int:
+    """From one window to the next, as in the paper's configs: two thirds of a window, cut off."""
+    return crop * 2 // 3
 
 
 def window_starts(side: int, crop: int, stride: int) -> list[int]:
@@ -18,19 +23,9 @@ def window_starts(side: int, crop: int, stride: int) -> list[int]:
     return [max(end - crop, 0) for end in ends]
 
 
-def windows(height: int, width: int, crop: int, stride: int) -> list[tuple[int, int]]:
-    """The upper left corners of an image's windows, row by row."""
-    return [
-        (top, left)
-        for top in window_starts(height, crop, stride)
-        for left in window_starts(width, crop, stride)
-    ]
-
-
-def window_counts(height: int, width: int, crop: int, stride: int) -> np.ndarray:
-    """How many windows see each pixel: float32 [height, width]."""
-    rows, columns = (np.zeros(side, np.float32) for side in (height, width))
-    for axis in (rows, columns):
-        for start in window_starts(len(axis), crop, stride):
-            axis[start : start + crop] += 1
-    return np.outer(rows, columns)
+def window_counts(side: int, crop: int, stride: int) -> np.ndarray:
+    """How many windows see each place of an axis: float32 [side]."""
+    counts = np.zeros(side, np.float32)
+    for start in window_starts(side, crop, stride):
+        counts[start : start + crop] += 1
+    return counts

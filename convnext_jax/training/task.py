@@ -63,6 +63,7 @@ class Task:
       scalars: names of what the loss reports beside itself.
       batch_stats: the model's state that no gradient changes, before the first step: a tree, empty
         for most.
+      remarks: sentences that a user must know at the start.
     """
 
     model: ModelDescription
@@ -71,6 +72,7 @@ class Task:
     evaluation: Evaluation
     scalars: tuple[str, ...] = ()
     batch_stats: Any = dataclasses.field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def batch(self, examples: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of a batch of so many examples."""

@@ -57,6 +57,7 @@ class Weights:
     origin: dict[str, Any]
     _place: tuple[Any, int, str] | None = None  # directory of checkpoints, step and item
     _params: Any = None  # NumPy arrays, where there is no place
+    _batch_stats: Any = dataclasses.field(default_factory=dict)  # likewise
 
     @property
     def licence(self) -> str | None:
@@ -81,18 +82,34 @@ class Weights:
           InputError: the checkpoint does not have what its description says.
         """
         shapes = self.description.spec.abstract_params()
+        return self._read("", self._params, shapes, mesh)
+
+    def batch_stats(self, mesh: Mesh | None = None) -> Any:
+        """Reads the batch statistics that belong to the parameters, as `read` does; mostly none."""
+        shapes = self.description.spec.abstract_batch_stats()
+        return self._read("batch_stats", self._batch_stats, shapes, mesh) if shapes else {}
+
+    def _read(self, kind: str, arrays: Any, shapes: Any, mesh: Mesh | None) -> Any:
         places = shardings(shapes, mesh)
         if self._place is None:
-            return jax.tree.map(placed, self._params, places)
+            return jax.tree.map(placed, arrays, places)
         # Here, so that weights of other kinds load without Orbax.
         from convnext_jax.checkpointing.reading import abstract_like, restore
 
         directory, step, item = self._place
+        if kind:
+            item = {"params": kind, "ema": f"ema_{kind}"}[item]
         return restore(directory, step, {item: abstract_like(shapes, places)})[item]
 
     def on_host(self) -> Any:
         """Reads the parameters as a tree of NumPy arrays, float32."""
         return self._params if self._place is None else jax.tree.map(np.array, self.read())
+
+    def batch_stats_on_host(self) -> Any:
+        """Likewise the batch statistics."""
+        return (
+            self._batch_stats if self._place is None else jax.tree.map(np.array, self.batch_stats())
+        )
 
 
 def find(
@@ -223,11 +240,14 @@ def _checkpoint(source: str, step: str, ema: bool | None) -> Weights:
         from convnext_jax.checkpointing.reading import find_step, read_description
     except ImportError as error:
         raise _missing(source, error) from error
+    directory, number = find_step(source, "latest", "")
     if ema is None:
-        directory, number = find_step(source, "latest", "")
         ema = (directory / str(number) / "ema").is_dir()
     item = "ema" if ema else "params"
-    directory, number = find_step(source, step, f"eval_{item}_top1")
+    if step != "latest":
+        # Runs from before there were several tasks have no name of what decides.
+        metric = read_description(directory, number).get("metric", "top1")
+        directory, number = find_step(source, step, f"eval_{item}_{metric}")
     described = read_description(directory, number)
     try:
         description = ModelDescription.from_json(described)

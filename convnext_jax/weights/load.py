@@ -11,12 +11,14 @@ from jax.sharding import Mesh
 
 from convnext_jax import tree
 from convnext_jax.errors import InputError
-from convnext_jax.models.registry import Model
-from convnext_jax.models.spec import ModelSpec, params_of
+from convnext_jax.models.registry import Model, backbone_name
+from convnext_jax.models.spec import ModelSpec, batch_stats_of, params_of
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.weights.find import Weights, find, placed, shardings
 
-_HEAD = ("head/kernel", "head/bias")
+# What a classifier's weights give to a model that has it as its backbone.
+_OF_BACKBONES = ("downsample_layers/", "stages/")
+_IN_BACKBONES = tuple(f"backbone/{part}" for part in _OF_BACKBONES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,7 @@ def load(
     head: bool = True,
     rngs: nnx.Rngs | None = None,
     mesh: Mesh | None = None,
+    model: str | None = None,
     **overrides: Any,
 ) -> Loaded:
     """Builds a model with trained weights.
@@ -73,7 +76,7 @@ def load(
         `hf-hub:organisation/name`; a name of `list_pretrained()`; or what `find` gave for one of
         these, which then makes `step` and `ema` superfluous.
       num_classes: length of the logits; 0 for embeddings; None: as many as the weights are for. If
-        they are for another number, and only then, the head is not loaded but random.
+        they are for another number, and only then, what gives the logits is not loaded but random.
       step: of a checkpoint of this project: `latest`, `best` or a number.
       ema: the moving average of the parameters instead of the parameters themselves. None: the
         average where there is one, as that is what the recipe evaluates.
@@ -81,6 +84,8 @@ def load(
       rngs: its `params` stream draws a random head; None is `nnx.Rngs(0)`.
       mesh: devices, of one or of several processes, over which `sharding.parameter_shardings` lays
         the parameters; no device holds more of them on the way. None: they go to one device.
+      model: name of the model to build, if it is another than the weights': one that has theirs as
+        its backbone, whose other parameters are random.
       **overrides: as in `create_model`, such as `drop_path=0.1`; they replace what the weights'
         source says of the model.
 
@@ -90,11 +95,18 @@ def load(
     weights = source if isinstance(source, Weights) else find(source, step=step, ema=ema)
     found = weights.description
     spec = ModelSpec(
-        found.spec.name,
+        found.spec.name if model is None else model,
         found.spec.num_classes if num_classes is None else num_classes,
         {**found.spec.overrides, **overrides},
     )
-    head = head and spec.num_classes == found.spec.num_classes
+    if spec.name != found.spec.name:
+        if backbone_name(spec.name) != found.spec.name:
+            raise InputError(
+                f"the weights in {weights.source} must be of {spec.name} or its backbone, and are"
+                f" of {found.spec.name}"
+            )
+    same = (spec.name, spec.num_classes) == (found.spec.name, found.spec.num_classes)
+    head = head and same
     return Loaded(
         model=_build(spec, weights, head, rngs, mesh),
         spec=spec,
@@ -113,9 +125,20 @@ def _build(
     shapes, saved = nnx.to_pure_dict(state), weights.description.spec
     places = tree.flatten_with_names(shardings(shapes, mesh))
     arrays = tree.flatten_with_names(weights.read(mesh))
+    if saved.name != spec.name:
+        head = True  # a random one is among what the backbone does not have
+        arrays = {
+            f"backbone/{name}": array
+            for name, array in arrays.items()
+            if name.startswith(_OF_BACKBONES)
+        }
+        others = [name for name in places if not name.startswith(_IN_BACKBONES)]
+        arrays |= _random(spec, rngs, places, others)
+    else:
+        arrays |= tree.flatten_with_names(weights.batch_stats(mesh))
     if not head:
-        arrays = {name: array for name, array in arrays.items() if name not in _HEAD}
-        arrays |= _random_head(spec, rngs, places)
+        arrays = {name: array for name, array in arrays.items() if not _is_head(name)}
+        arrays |= _random(spec, rngs, places, [name for name in places if _is_head(name)])
     channels = spec.overrides.get("in_channels", 3)
     if channels != saved.overrides.get("in_channels", 3):
         from convnext_jax.convert import surgery
@@ -130,15 +153,21 @@ def _build(
     return nnx.merge(graph, state)
 
 
-def _random_head(
-    spec: ModelSpec, rngs: nnx.Rngs | None, places: dict[str, Any]
-) -> dict[str, jax.Array]:
-    """The initial parameters of the head alone: the compiler drops the rest."""
-    key = (nnx.Rngs(0) if rngs is None else rngs).params()
-    names = [name for name in _HEAD if name in places]
+def _is_head(name: str) -> bool:
+    """Whether an array is of what gives the logits, and with them of the classes."""
+    return name.startswith("head/") or "/conv_seg/" in name
 
-    def head(key: jax.Array) -> dict[str, jax.Array]:
-        arrays = tree.flatten_with_names(params_of(spec.create(nnx.Rngs(key))))
+
+def _random(
+    spec: ModelSpec, rngs: nnx.Rngs | None, places: dict[str, Any], names: list[str]
+) -> dict[str, jax.Array]:
+    """Some of the initial arrays: the compiler drops the others."""
+    key = (nnx.Rngs(0) if rngs is None else rngs).params()
+
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        model = spec.create(nnx.Rngs(key))
+        arrays = tree.flatten_with_names(params_of(model))
+        arrays |= tree.flatten_with_names(batch_stats_of(model))
         return {name: arrays[name] for name in names}
 
-    return jax.jit(head, out_shardings={name: places[name] for name in names})(key)
+    return jax.jit(draw, out_shardings={name: places[name] for name in names})(key)

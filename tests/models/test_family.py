@@ -65,8 +65,8 @@ def images(size, n=1):
 
 
 def test_table_is_complete():
-    assert len(list_models()) == 32
-    assert {name for name in list_models() if name not in PUBLISHED} == {
+    assert len(list_models(task="classification")) == 32
+    assert {name for name in list_models(task="classification") if name not in PUBLISHED} == {
         *(f"convnext_{size}_ols" for size in ("atto", "femto", "pico", "nano")),
         *("convnext_tiny_hnf", "convnext_large_mlp", "convnext_xxlarge"),
         *("convnext_zepto_rms", "convnext_zepto_rms_ols"),
@@ -89,7 +89,7 @@ def test_parameters_and_macs(name):
     assert count_macs(apply, shapes, images(224)) / 1e9 == pytest.approx(giga_macs, rel=0.02)
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", list_models(task="classification"))
 def test_shapes_and_dtypes(name):
     variant = VARIANTS[name]
     # One block a stage, which traces faster: blocks do not change shapes.
@@ -112,7 +112,7 @@ def test_shapes_and_dtypes(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", list_models(task="classification"))
 def test_variant_reaches_the_model(name):
     variant = VARIANTS[name]
     names = flatten_with_names(published(name)[1])

@@ -68,7 +68,7 @@ def test_the_head_is_in_the_last_of_so_many_groups(depths, groups):
     assert layer_group("head/kernel", depths) == layer_group("norm/bias", depths) == groups - 1
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", list_models(task="classification"))
 def test_every_parameter_of_every_model_has_a_group_and_none_is_empty(name):
     spec = ModelSpec(name, 10)
     names = tree.flatten_with_names(spec.abstract_params())

@@ -36,21 +36,22 @@ def test_power_and_minimum():
         warmup_poly(1.0, total_steps=10, warmup_steps=11)
 
 
-# The multipliers of the published configs: downsampling, the four stages; the rest is 1.
+# The multipliers of the published configs, by the number of blocks of the third stage (`num_layers`
+# is 6 for T and 12 for the others): downsampling, the four stages; the rest is 1.
 SCALES = {
-    6: (0.4783, 0.5314, 0.5905, 0.6561, 0.7290),
-    12: (0.2542, 0.2824, 0.3138, 0.3487, 0.3874),
+    9: (0.4783, 0.5314, 0.5905, 0.6561, 0.7290),
+    27: (0.2542, 0.2824, 0.3138, 0.3487, 0.3874),
 }
 
 
-@pytest.mark.parametrize("num_layers", SCALES)
-def test_every_learning_rate_by_its_stage(num_layers):
+@pytest.mark.parametrize("blocks", SCALES)
+def test_every_learning_rate_by_its_stage(blocks):
     model = nnx.eval_shape(
         lambda: UPerNet(num_classes=3, depths=(1, 1, 2, 1), dims=(4, 4, 4, 4), rngs=nnx.Rngs(0))
     )
     params = params_of(model)
-    scales = tree.flatten_with_names(stage_scales(params, num_layers, 0.9))
-    downsampling, *stages = SCALES[num_layers]
+    scales = tree.flatten_with_names(stage_scales(params, (3, 3, blocks, 3), 0.9))
+    downsampling, *stages = SCALES[blocks]
     seen = set()
     for name, scale in scales.items():
         kind, part, number = (name.split("/") + [""])[:3]

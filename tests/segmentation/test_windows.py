@@ -1,9 +1,11 @@
 """Where windows lie, against the reference's loop written down plainly."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from convnext_jax.segmentation.windows import window_counts, windows
+from convnext_jax.segmentation.windows import stride_of, window_counts, window_starts
 
 
 def slide(height, width, crop, stride):
@@ -22,20 +24,23 @@ def slide(height, width, crop, stride):
 
 @pytest.mark.parametrize("crop, stride", [(512, 341), (640, 426), (32, 21)])
 def test_windows_are_the_references(crop, stride):
+    assert stride_of(crop) == stride
     rng = np.random.default_rng(0)
     sizes = [(crop, crop), (crop, crop + 1), (crop, 4 * crop), (crop // 2, crop // 3)]
     sizes += [tuple(rng.integers(crop // 2, 5 * crop, 2).tolist()) for _ in range(20)]
     for height, width in sizes:
         boxes = slide(height, width, crop, stride)
-        assert windows(height, width, crop, stride) == [box[:2] for box in boxes]
+        starts = [window_starts(side, crop, stride) for side in (height, width)]
+        assert list(itertools.product(*starts)) == [box[:2] for box in boxes]
         counts = np.zeros((height, width))
         for y1, x1, y2, x2 in boxes:
             counts[y1:y2, x1:x2] += 1
         assert counts.min() >= 1
-        np.testing.assert_array_equal(window_counts(height, width, crop, stride), counts)
+        ours = [window_counts(side, crop, stride) for side in (height, width)]
+        np.testing.assert_array_equal(np.outer(*ours), counts)
 
 
 def test_an_image_of_ade20k_has_at_most_five():
     """Its shorter side is 512 and the longer at most 3.2 times that."""
-    found = {len(windows(512, width, 512, 341)) for width in range(512, 1639)}
+    found = {len(window_starts(width, 512, 341)) for width in range(512, 1639)}
     assert found == {1, 2, 3, 4, 5}
