@@ -76,6 +76,10 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
     evaluation = wing.evaluation(task.model, held_out)
     evaluator = build_evaluator(evaluation, held_out, config.data, mesh, check=True)
 
+    def page(path: Path, params: Any, batch_stats: Any) -> None:
+        assert wing.page is not None
+        wing.page(path, task.model, params, batch_stats, held_out)
+
     def batches(start_step: int) -> Batches:
         return train_batches(
             source,
@@ -126,6 +130,7 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
         profile_steps=config.profile_steps,
         tensorboard=config.tensorboard,
         log_parameters=config.log_parameters,
+        page=page if wing.page is not None else None,
     )
 
 

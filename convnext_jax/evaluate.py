@@ -11,9 +11,10 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import argparse
 import csv
+import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ import numpy as np
 from absl import logging
 
 from convnext_jax import builders, processes, sharding, starting
-from convnext_jax.classification.task import evaluation
 from convnext_jax.config import from_dict
 from convnext_jax.constants import PARAMETERS
 from convnext_jax.data.open_files import allow_open_files
-from convnext_jax.data.sources import open_source
 from convnext_jax.errors import InputError, exit_in_one_sentence
+from convnext_jax.training.evaluator import results_of
 from convnext_jax.weights.find import NAMES, add_choices, find
+from convnext_jax.wings import wing_of
+
+# Flags that only some tasks have; a wing lists its own.
+_OPTIONS = ("confusion", "per_class", "multi_scale")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,7 +51,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="at an image that cannot be read (default: as the run); skip: leave it out",
     )
     parser.add_argument(
-        "--confusion", metavar="FILE.csv", help="write per-class accuracy and the confusion matrix"
+        "--confusion",
+        metavar="FILE.csv",
+        help="of a classifier: write per-class accuracy and the confusion matrix",
+    )
+    parser.add_argument(
+        "--per_class",
+        metavar="FILE.csv",
+        help="of a model that segments: write each class's IoU, accuracy and pixels",
+    )
+    parser.add_argument(
+        "--multi_scale",
+        action="store_true",
+        help="of a model that segments: whole images in six sizes, also mirrored, as in the paper's"
+        " main table, instead of windows",
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     return parser.parse_args(arguments)
@@ -62,7 +79,13 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     weights = find(arguments.checkpoint, step=arguments.step, ema=arguments.ema)
     starting.check_same(f"`--checkpoint` (={arguments.checkpoint})", weights)
     model = weights.description
-    # A run says what it evaluated on; converted weights do not.
+    # A run says what it evaluated on.
+    wing = wing_of(model.spec.name)
+    options = {name: getattr(arguments, name) for name in _OPTIONS}
+    for name, value in options.items():
+        if value and name not in wing.options:
+            raise InputError(f"`--{name}` must not be given for {model.spec.name}: see --help")
+    # Converted weights say nothing of a dataset.
     values = weights.config or {"data": {"name": arguments.dataset, "global_batch": 64}}
     given = {
         "name": arguments.dataset,
@@ -74,28 +97,42 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     values["data"] |= {key: value for key, value in given.items() if value is not None}
     if values["data"]["name"] is None:
         raise InputError(f"`--dataset` must be given: {arguments.checkpoint} comes from no run")
-    data = from_dict(values).data
+    values["data"]["exif"] = model.preprocessing.exif
+    config = from_dict(values)
+    data = config.data
     mesh = sharding.create_mesh()
-    source = open_source(data.name, data.eval_split, data.dir, exif=model.preprocessing.exif)
+    source = wing.open(config, data.eval_split)
     for note in source.notes if processes.is_first() else ():
         print(note, file=sys.stderr)
     source, remarks = starting.with_labels_of(model, source, str(weights))
     allow_open_files([source], builders.workers_of(data))
-    evaluator = builders.build_evaluator(
-        evaluation(model, confusion=bool(arguments.confusion)),
-        source,
-        data,
-        mesh,
-        option="--on_error",
-        batch_option="--batch_size",
-    )
-    results = evaluator({weights.parameters: (weights.read(mesh), {})})[weights.parameters]
-    evaluator.close()
-    for reason in evaluator.skipped.values():
-        print(f"skipped: {reason}", file=sys.stderr)
+    if arguments.multi_scale and arguments.batch_size is None:
+        # An image is twelve of them.
+        data = dataclasses.replace(data, eval_batch=mesh.size)
+    chosen = {name: bool(options[name]) for name in wing.options}
+    parts = wing.parts(model, source, skip=data.on_error == "skip", **chosen)
+    variables = {"": (weights.read(mesh), weights.batch_stats(mesh))}
+    totals: dict[str, Any] = {}
+    for part, evaluation in parts:
+        evaluator = builders.build_evaluator(
+            evaluation, part, data, mesh, option="--on_error", batch_option="--batch_size"
+        )
+        for name, value in evaluator.totals(variables)[""].items():
+            totals[name] = totals.get(name, 0) + value
+        evaluator.close()
+        for reason in evaluator.skipped.values():
+            print(f"skipped: {reason}", file=sys.stderr)
+    totals["skipped"] = len(source) - int(totals["count"])
+    results = results_of(parts[0][1], totals)
     confusion = results.pop("confusion", None)
-    if confusion is not None and processes.is_first():
-        write_confusion(Path(arguments.confusion), confusion, source.class_names)
+    per_class = {
+        name: results.pop(name) for name in ("iou", "accuracy", "pixels") if name in results
+    }
+    if processes.is_first():
+        if confusion is not None:
+            write_confusion(Path(arguments.confusion), confusion, source.class_names)
+        if per_class:
+            write_classes(Path(arguments.per_class), per_class, source.class_names)
     return {
         "model": model.spec.name,
         "step": weights.step,
@@ -119,18 +156,42 @@ def write_confusion(path: Path, counts: np.ndarray, class_names: Sequence[str]) 
     Raises:
       InputError: the file cannot be written.
     """
+    rows: list[Sequence[Any]] = [["class", "examples", "accuracy", *class_names]]
+    for label, row in enumerate(counts.tolist()):
+        examples = sum(row)
+        accuracy = f"{row[label] / examples:.6f}" if examples else ""
+        rows.append([class_names[label], examples, accuracy, *row])
+    _write_csv("--confusion", path, rows)
+
+
+def write_classes(path: Path, scores: Mapping[str, np.ndarray], class_names: Sequence[str]) -> None:
+    """Writes a CSV with a row for each class: its name, pixels, IoU and accuracy.
+
+    Args:
+      path: written under a temporary name first.
+      scores: `pixels`, `iou` and `accuracy`, [classes] each; of a class that nothing says anything
+        of, nan, which is left empty.
+      class_names: in the order of labels.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    rows: list[Sequence[Any]] = [["class", "pixels", "iou", "accuracy"]]
+    for label, name in enumerate(class_names):
+        numbers = (scores[key][label] for key in ("iou", "accuracy"))
+        spoken = ["" if np.isnan(number) else f"{number:.6f}" for number in numbers]
+        rows.append([name, int(scores["pixels"][label]), *spoken])
+    _write_csv("--per_class", path, rows)
+
+
+def _write_csv(option: str, path: Path, rows: Sequence[Sequence[Any]]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["class", "examples", "accuracy", *class_names])
-            for label, row in enumerate(counts.tolist()):
-                examples = sum(row)
-                accuracy = f"{row[label] / examples:.6f}" if examples else ""
-                writer.writerow([class_names[label], examples, accuracy, *row])
+            csv.writer(file).writerows(rows)
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"`--confusion` (={path}) cannot be written: {error}") from error
+        raise InputError(f"`{option}` (={path}) cannot be written: {error}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -148,11 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             left_out = f" ({results['num_skipped']} skipped)" if results["num_skipped"] else ""
             which = PARAMETERS[results["parameters"]]
+            words = wing_of(results["model"]).words(results)
             print(
                 "{model}, {weights} ({which}), on {num_examples} images{left_out} of {dataset}"
-                " `{split}`: top-1 {top1:.3%}, top-5 {top5:.3%}, loss {loss:.4f}".format(
-                    which=which, left_out=left_out, **results
-                )
+                " `{split}`: {words}".format(which=which, left_out=left_out, words=words, **results)
             )
             for note in results["notes"]:
                 print(f"note: {note}")

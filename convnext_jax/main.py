@@ -60,10 +60,11 @@ def run(config: Config, place: str, preemption: processes.Preemption) -> None:
         start = max(completed_steps(directory), default=0)
         finished = summary.is_finished(workdir, job.total_steps) and start >= job.total_steps
     finished = bool(processes.from_first(np.bool_(finished)))
+    state = None
     if not finished:
         builders.require_writable("checkpoint.dir", directory)
         require_shared("checkpoint.dir", directory)
-        loop.train(job, workdir, directory, preemption, mirror)
+        state = loop.train(job, workdir, directory, preemption, mirror)
     if not processes.is_first():
         return
     if finished:
@@ -75,6 +76,9 @@ def run(config: Config, place: str, preemption: processes.Preemption) -> None:
         results = summary.write_summary(workdir, facts, job.metric)
         summary.write_curves(workdir, f"{results['model']} on {results['dataset']}", job.metric)
         mirror.close()
+        # Of several processes none has all parameters; `predict` draws then.
+        if job.page is not None and state is not None and jax.process_count() == 1:
+            job.page(workdir / "examples.png", *state.candidates()[results["evaluated"]])
     print(summary.final_line(results, workdir, job.metric))
 
 

@@ -1,8 +1,11 @@
 """Classifies images: `python -m convnext_jax.predict --checkpoint WORKDIR photo.jpg folder/`.
 
 A checkpoint says itself what model it is and how its images are prepared. With `--output` the
-command writes embeddings of the images instead. It ends with status 0 if all images could be used,
-with 1 if some could not (each is named on stderr), and with 2 if its arguments cannot be used.
+command writes embeddings of the images instead. A model that segments writes into the folder
+`--output` for each image a PNG of labels, one to look at, and the areas of its classes.
+
+It ends with status 0 if all images could be used, with 1 if some could not (each is named on
+stderr), and with 2 if its arguments cannot be used.
 """
 
 from convnext_jax import interrupts
@@ -24,14 +27,19 @@ from absl import logging
 from convnext_jax.classification.predictor import Failure, Prediction, Predictor
 from convnext_jax.constants import IMAGE_EXTENSIONS, PARAMETERS
 from convnext_jax.errors import InputError, RunError, exit_in_one_sentence
-from convnext_jax.weights.find import NAMES, add_choices
+from convnext_jax.models.registry import get_variant
+from convnext_jax.segmentation import predictor as segmenter
+from convnext_jax.segmentation.colours import palette
+from convnext_jax.segmentation.outputs import areas, output_names, write_outputs
+from convnext_jax.weights.find import NAMES, Weights, add_choices, find
 from convnext_jax.weights.load import load
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m convnext_jax.predict", description="Classify images, or embed them."
+        prog="python -m convnext_jax.predict",
+        description="Classify, embed or segment images, as the model does.",
     )
     parser.add_argument("images", nargs="+", help="files, and folders to search for images")
     parser.add_argument("--checkpoint", required=True, help=NAMES)
@@ -41,8 +49,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each image")
     parser.add_argument(
         "--output",
-        help="instead of classes, write embeddings to this .npz file, with the arrays `embeddings`"
-        " and `paths`, and of images that could not be used `failed` (paths) and `errors`",
+        help="of a classifier: instead of classes, write embeddings to this .npz file, with the"
+        " arrays `embeddings` and `paths`, and of images that could not be used `failed` (paths)"
+        " and `errors`; of a model that segments, which needs it: the folder to write to",
     )
     return parser.parse_args(arguments)
 
@@ -87,8 +96,11 @@ def predict(arguments: argparse.Namespace) -> bool:
       InputError: the arguments cannot be used.
     """
     images = find_images(arguments.images)
+    weights = find(arguments.checkpoint, step=arguments.step, ema=arguments.ema)
+    if get_variant(weights.description.spec.name).task == "segmentation":
+        return _segment(arguments, weights, images)
     output = None if arguments.output is None else _writable(Path(arguments.output))
-    loaded = load(arguments.checkpoint, step=arguments.step, ema=arguments.ema)
+    loaded = load(weights)
     predictor = Predictor(
         loaded.model, loaded.preprocessing, loaded.class_names, batch_size=arguments.batch_size
     )
@@ -110,6 +122,42 @@ def predict(arguments: argparse.Namespace) -> bool:
             print(json.dumps(row), flush=True)
         elif not isinstance(result, Failure):
             print(_as_table(path, result), flush=True)
+    return complete
+
+
+def _segment(arguments: argparse.Namespace, weights: Weights, images: list[str]) -> bool:
+    """Writes what `segmentation.outputs` says of each image; returns whether all could be used."""
+    if arguments.output is None:
+        raise InputError(f"`--output` must be the folder to write to: {weights} segments images")
+    folder, names = Path(arguments.output), output_names(images, arguments.images)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"`--output` (={folder}) must be a folder: {error}") from error
+    _writable(folder / "outputs")
+    description, which = weights.description, weights.parameters
+    class_names = description.class_names
+    colours = palette(description.spec.num_classes, class_names)
+    predictor = segmenter.Predictor(description, weights.read(), weights.batch_stats())
+    if not arguments.json:
+        print(f"{description.spec.name}, {weights} ({PARAMETERS[which]}):")
+    complete = True
+    for path, name, found in zip(images, names, predictor.predictions(images), strict=True):
+        if isinstance(found, segmenter.Failure):
+            print(f"error: {found.error}", file=sys.stderr)
+            complete = False
+            row: dict[str, object] = {"image": path, "error": found.error}
+        else:
+            classes = areas(found.labels, class_names)
+            size = {"height": found.image.height, "width": found.image.width}
+            row = {"image": path, **size, "classes": classes, "parameters": which}
+            write_outputs(folder, name, found, colours, row)
+            if not arguments.json:
+                shown = classes[: arguments.top]
+                lines = [f"  {c['share']:7.2%}  {c['name']}" for c in shown]
+                print("\n".join([path, *lines]), flush=True)
+        if arguments.json:
+            print(json.dumps(row), flush=True)
     return complete
 
 

@@ -1,7 +1,7 @@
 """Tasks by name: what builds a task from a config, opens its data, and evaluates its models."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from convnext_jax.classification.task import classification
@@ -11,6 +11,8 @@ from convnext_jax.data.masks import open_masks
 from convnext_jax.data.sources import open_source
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelDescription
+from convnext_jax.segmentation import several_sizes
+from convnext_jax.segmentation.page import draw_page
 from convnext_jax.segmentation.task import evaluation as segmentation_evaluation
 from convnext_jax.segmentation.task import segmentation
 from convnext_jax.training.task import Evaluation, Task
@@ -25,11 +27,21 @@ class Wing:
         to the initial weights) -> what is trained.
       open: (config, split) -> its examples by index, with `class_names`.
       evaluation: (model, data) -> how that model is evaluated on those examples.
+      parts: (model, data, skip=..., further options) -> parts of the data and how each is
+        evaluated, to totals that are added up.
+      options: names of the further options of `parts`, which are also flags of `evaluate`.
+      words: results of an evaluation -> how people read them.
+      page: (file, model, parameters, batch statistics, data) -> None, draws examples to look at;
+        None: there is nothing to draw.
     """
 
     task: Callable[..., Task]
     open: Callable[[Config, str], Any]
     evaluation: Callable[[ModelDescription, Any], Evaluation]
+    parts: Callable[..., list[tuple[Any, Evaluation]]]
+    options: frozenset[str]
+    words: Callable[[Mapping[str, Any]], str]
+    page: Callable[..., None] | None = None
 
 
 def _open_images(config: Config, split: str) -> Any:
@@ -48,14 +60,44 @@ def _open_masks(config: Config, split: str) -> Any:
     )
 
 
+def _parts_of_images(
+    model: ModelDescription, data: Any, *, skip: bool, confusion: bool = False
+) -> list[tuple[Any, Evaluation]]:
+    del skip  # the evaluator does
+    return [(data, classification_evaluation(model, confusion=confusion))]
+
+
+def _parts_of_masks(
+    model: ModelDescription,
+    data: Any,
+    *,
+    skip: bool,
+    multi_scale: bool = False,
+    per_class: bool = False,
+) -> list[tuple[Any, Evaluation]]:
+    if multi_scale:
+        return several_sizes.parts(model, data, per_class=per_class, skip=skip)
+    evaluation = segmentation_evaluation(model, largest=data.largest, per_class=per_class)
+    return [(data, evaluation)]
+
+
 WINGS = {
     "classification": Wing(
-        classification, _open_images, lambda model, _: classification_evaluation(model)
+        task=classification,
+        open=_open_images,
+        evaluation=lambda model, data: _parts_of_images(model, data, skip=False)[0][1],
+        parts=_parts_of_images,
+        options=frozenset({"confusion"}),
+        words="top-1 {top1:.3%}, top-5 {top5:.3%}, loss {loss:.4f}".format_map,
     ),
     "segmentation": Wing(
-        segmentation,
-        _open_masks,
-        lambda model, data: segmentation_evaluation(model, largest=data.largest),
+        task=segmentation,
+        open=_open_masks,
+        evaluation=lambda model, data: _parts_of_masks(model, data, skip=False)[0][1],
+        parts=_parts_of_masks,
+        options=frozenset({"multi_scale", "per_class"}),
+        words="mean IoU {miou:.2%}, mean accuracy {macc:.2%}, of all pixels {aacc:.2%}".format_map,
+        page=draw_page,
     ),
 }
 

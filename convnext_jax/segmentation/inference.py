@@ -1,6 +1,6 @@
 """From the views of images to the class of each pixel of their annotations, on the device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,8 @@ from convnext_jax.data.normalize import normalize
 from convnext_jax.models.spec import ModelDescription
 from convnext_jax.segmentation.upernet import inside
 from convnext_jax.segmentation.views import TILE
-from convnext_jax.training.task import Batch
+
+Batch = Mapping[str, jax.Array]
 
 
 class Group(NamedTuple):

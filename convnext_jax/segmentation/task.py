@@ -18,14 +18,12 @@ from convnext_jax.segmentation import inference, metrics
 from convnext_jax.segmentation.loss import segmentation_loss
 from convnext_jax.segmentation.transforms import TrainCrops
 from convnext_jax.segmentation.upernet import inside
-from convnext_jax.segmentation.views import Whole, Windows
+from convnext_jax.segmentation.views import Whole, Windows, side_of, windows
 from convnext_jax.training.task import Batch, Evaluation, Metric, Task
 
 METRIC = Metric("miou", "mean IoU")
 # Of annotations, where nobody knows: height and width, pixels.
 _LARGEST = (2048, 2048)
-# Of a side in pixels, so that the last stage sees something.
-_SMALLEST = 32
 
 
 def segmentation(
@@ -138,39 +136,6 @@ def describe_model(
             overrides[key] = getattr(options, key)
     spec = ModelSpec(config.model.name, num_classes, overrides)
     return ModelDescription(spec, preprocessing, class_names)
-
-
-def side_of(feeding: Preprocessing) -> int:
-    """What the shorter side of images is resized to before windows are cut out, pixels."""
-    return round(feeding.input_size / feeding.crop_fraction)
-
-
-def windows(model: ModelDescription, largest: tuple[int, int]) -> Windows:
-    """How a model sees images of which the largest has this height and width."""
-    return Windows(*_views(model, largest))
-
-
-def whole(model: ModelDescription, largest: tuple[int, int], ratios: tuple[float, ...]) -> Whole:
-    """The same in whole images of several sizes, plain and mirrored."""
-    views = _views(model, largest)
-    if views[1] * min(ratios) < _SMALLEST:
-        raise InputError(
-            f"the shorter side of images (={views[1]} pixels) times the smallest ratio"
-            f" (={min(ratios)}) must be {_SMALLEST} pixels or more"
-        )
-    return Whole(*views, ratios=ratios, mirrored=True)
-
-
-def _views(
-    model: ModelDescription, largest: tuple[int, int]
-) -> tuple[int, int, tuple[int, int], bool]:
-    feeding = model.preprocessing
-    if feeding.input_size < _SMALLEST:
-        raise InputError(
-            f"`data.image_size` (={feeding.input_size}) must be {_SMALLEST} pixels or more"
-        )
-    overlapping = get_variant(model.spec.name).stem != "patch"
-    return feeding.input_size, side_of(feeding), largest, overlapping
 
 
 def evaluation(

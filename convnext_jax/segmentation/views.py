@@ -18,6 +18,10 @@ import numpy as np
 from PIL import Image
 
 from convnext_jax.constants import IGNORED
+from convnext_jax.errors import InputError
+from convnext_jax.models.registry import get_variant
+from convnext_jax.models.spec import ModelDescription
+from convnext_jax.models.variants import Preprocessing
 from convnext_jax.segmentation.opencv import resize_bilinear
 from convnext_jax.segmentation.resize import bilinear_taps
 from convnext_jax.segmentation.transforms import ASPECT, rescaled
@@ -28,6 +32,8 @@ TILE = (64, 256)
 # Of the reference's evaluation in several sizes, each plain and mirrored.
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 _TAPS = 4
+# Of a side in pixels, so that the last stage sees something.
+_SMALLEST = 32
 
 
 def canvas(largest: tuple[int, int]) -> tuple[int, int]:
@@ -258,3 +264,36 @@ def taps(
         weights[2 * i, :shown] = np.where(visible, part * (1 - inner), 0)
         weights[2 * i + 1, :shown] = np.where(visible, part * inner, 0)
     return places, weights
+
+
+def side_of(feeding: Preprocessing) -> int:
+    """What the shorter side of images is resized to before windows are cut out, pixels."""
+    return round(feeding.input_size / feeding.crop_fraction)
+
+
+def windows(model: ModelDescription, largest: tuple[int, int]) -> Windows:
+    """How a model sees images of which the largest has this height and width."""
+    return Windows(*_views(model, largest))
+
+
+def whole(model: ModelDescription, largest: tuple[int, int], ratios: tuple[float, ...]) -> Whole:
+    """The same in whole images of several sizes, plain and mirrored."""
+    views = _views(model, largest)
+    if views[1] * min(ratios) < _SMALLEST:
+        raise InputError(
+            f"the shorter side of images (={views[1]} pixels) times the smallest ratio"
+            f" (={min(ratios)}) must be {_SMALLEST} pixels or more"
+        )
+    return Whole(*views, ratios=ratios, mirrored=True)
+
+
+def _views(
+    model: ModelDescription, largest: tuple[int, int]
+) -> tuple[int, int, tuple[int, int], bool]:
+    feeding = model.preprocessing
+    if feeding.input_size < _SMALLEST:
+        raise InputError(
+            f"`data.image_size` (={feeding.input_size}) must be {_SMALLEST} pixels or more"
+        )
+    overlapping = get_variant(model.spec.name).stem != "patch"
+    return feeding.input_size, side_of(feeding), largest, overlapping

@@ -67,6 +67,27 @@ class Evaluator:
           and how many could not be read (`num_skipped`).
 
         Raises:
+          InputError: as `totals`.
+        """
+        totals = self.totals(candidates, before_batch)
+        return {name: results_of(self._evaluation, total) for name, total in totals.items()}
+
+    def totals(
+        self,
+        candidates: Mapping[str, tuple[Any, Any]],
+        before_batch: Callable[[], None] = lambda: None,
+    ) -> dict[str, dict[str, Any]]:
+        """What `results_of` makes results of; totals of several parts of a split can be added up.
+
+        Args:
+          candidates: as above.
+          before_batch: as above.
+
+        Returns:
+          For each name the sums of the evaluation, float64, and `skipped`, how many examples could
+          not be read.
+
+        Raises:
           InputError: the data had another number of examples than the split says, or none that
             can be read.
         """
@@ -91,13 +112,19 @@ class Evaluator:
                     add_oldest()
             while pending:
                 add_oldest()
-        return {name: self._results(total) for name, total in totals.items()}
+        return {name: self._checked(total) for name, total in totals.items()}
 
-    def _results(self, total: dict[str, Any]) -> dict[str, Any]:
+    def _checked(self, total: dict[str, Any]) -> dict[str, Any]:
         count = int(total.get("count", 0))
         skipped = self._passes.num_examples - count
         if skipped and not (self._passes.may_skip and count and skipped > 0):
             raise InputError(
                 f"evaluation saw {count} examples, but the split has {self._passes.num_examples}"
             )
-        return self._evaluation.results(total) | {"num_examples": count, "num_skipped": skipped}
+        return total | {"skipped": skipped}
+
+
+def results_of(evaluation: Evaluation, totals: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of an evaluation, with `num_examples` and `num_skipped`."""
+    numbers = {"num_examples": int(totals["count"]), "num_skipped": int(totals["skipped"])}
+    return evaluation.results(totals) | numbers

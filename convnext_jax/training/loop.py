@@ -65,6 +65,8 @@ class Run:
       metrics: names of what a step reports.
       metric: the result of an evaluation by which checkpoints are compared.
       began: when the program did, by `time.perf_counter`.
+      page: (file, parameters, batch statistics) -> None, draws examples to look at; None: there are
+        none to draw.
     """
 
     mesh: Mesh
@@ -91,6 +93,7 @@ class Run:
     metrics: tuple[str, ...]
     metric: Metric
     began: float
+    page: Callable[[Path, Any, Any], None] | None = None
 
     @property
     def best_metric(self) -> str:

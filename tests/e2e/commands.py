@@ -54,6 +54,11 @@ def train_command(workdir, *overrides, config="configs/digits.py"):
     ]
 
 
+def command_of(name, *arguments):
+    """Another of the project's commands."""
+    return [sys.executable, "-m", f"convnext_jax.{name}", *map(str, arguments)]
+
+
 def run(command, env, timeout=300):
     """Runs a command from the repository's root and returns it, whatever its status."""
     return subprocess.run(
@@ -166,8 +171,10 @@ def arrays(workdir, step):
     """Everything that a checkpoint holds, read without the project's code."""
     found = {}
     reader = ocp.PyTreeCheckpointer()
-    for item in ("params", "ema", "optimizer"):
+    for item in ("params", "batch_stats", "ema", "ema_batch_stats", "optimizer"):
         folder = workdir / "checkpoints" / str(step) / item
+        if not folder.exists():
+            continue
         # As NumPy arrays, whatever devices and processes wrote them.
         as_numpy = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray),

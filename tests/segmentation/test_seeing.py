@@ -16,7 +16,8 @@ from convnext_jax.constants import IGNORED, IMAGENET_MEAN, IMAGENET_STD
 from convnext_jax.models.spec import ModelDescription, ModelSpec
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.segmentation import inference
-from convnext_jax.segmentation.task import METRIC, evaluation, whole, windows
+from convnext_jax.segmentation.task import METRIC, evaluation
+from convnext_jax.segmentation.views import whole, windows
 
 # Two of the reference's six: a program has the model once for each.
 RATIOS = (0.5, 1.25)

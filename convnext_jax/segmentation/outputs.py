@@ -1,0 +1,85 @@
+"""What is written of a segmented image: two pictures and the areas of its classes."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convnext_jax.errors import InputError, RunError
+from convnext_jax.segmentation.colours import label_picture, overlay
+from convnext_jax.segmentation.predictor import Segmentation
+
+_ENDINGS = ("_labels.png", "_overlay.png", ".json")
+
+
+def output_names(images: Sequence[str], places: Sequence[str]) -> list[str]:
+    """Names of images' outputs, without endings: their paths in the folder that was named.
+
+    Args:
+      images: paths, in the order of `places` and of what is in them.
+      places: files and folders that a user named.
+
+    Raises:
+      InputError: two images would have the same outputs.
+    """
+    names: dict[str, str] = {}
+    for image in images:
+        inside = [place for place in places if os.path.isdir(place) and image.startswith(place)]
+        start = max(inside, key=len, default=os.path.dirname(image))
+        name = os.path.splitext(os.path.relpath(image, start or "."))[0]
+        if name in names:
+            raise InputError(
+                f"{names[name]} and {image} would both be written to {name}{_ENDINGS[0]}: give"
+                " them one at a time, with an `--output` each"
+            )
+        names[name] = image
+    return list(names)
+
+
+def areas(labels: np.ndarray, class_names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The classes in an image, the largest first: `label`, `name`, `pixels` and `share` of each."""
+    counts = np.bincount(labels.ravel())
+    order = np.argsort(-counts, kind="stable")
+    return [
+        {
+            "label": int(label),
+            "name": class_names[label] if class_names else str(label),
+            "pixels": int(counts[label]),
+            "share": float(counts[label] / labels.size),
+        }
+        for label in order
+        if counts[label]
+    ]
+
+
+def write_outputs(
+    folder: Path, name: str, found: Segmentation, colours: np.ndarray, described: dict[str, Any]
+) -> None:
+    """Writes NAME_labels.png, NAME_overlay.png and NAME.json, each at once.
+
+    Args:
+      folder: to write below; folders in `name` are made.
+      name: of the outputs, without endings.
+      found: what was found.
+      colours: uint8 [classes, 3].
+      described: what the JSON file holds.
+
+    Raises:
+      RunError: a file cannot be written.
+    """
+    try:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        labels = label_picture(found.labels, colours)
+        pictures = (labels, overlay(found.image, found.labels, colours))
+        for ending, picture in zip(_ENDINGS, pictures, strict=False):
+            part = folder / f"{name}.{os.getpid()}.part"
+            picture.save(part, "PNG")
+            part.replace(folder / f"{name}{ending}")
+        part = folder / f"{name}.{os.getpid()}.part"
+        part.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        part.replace(folder / f"{name}{_ENDINGS[-1]}")
+    except OSError as error:
+        raise RunError(f"writing below {folder} failed: {error}") from error

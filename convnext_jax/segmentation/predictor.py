@@ -1,0 +1,109 @@
+"""The class of each pixel of images."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from convnext_jax.data.decode import decode, upright
+from convnext_jax.errors import InputError
+from convnext_jax.models.spec import ModelDescription
+from convnext_jax.processes import usable_cores
+from convnext_jax.segmentation import inference
+from convnext_jax.segmentation.views import windows
+
+# Arrays for images of several sizes are as large as the next multiple of this, so that a folder of
+# photos needs few programs.
+_STEP = 512
+
+
+class Segmentation(NamedTuple):
+    """What was found in an image.
+
+    Attributes:
+      image: in RGB, as it was seen, at its own size.
+      labels: the class of each pixel, uint8 [H, W].
+    """
+
+    image: Image.Image
+    labels: np.ndarray
+
+
+class Failure(NamedTuple):
+    """What stands in place of a result for an image that cannot be used.
+
+    Attributes:
+      error: one sentence with the image's path and the reason.
+    """
+
+    error: str
+
+
+class Predictor:
+    """Segments images of any size, in windows, on one device.
+
+    Args:
+      description: of a model that segments, and how images are fed to it.
+      params: its parameters.
+      batch_stats: its statistics.
+
+    Raises:
+      InputError: the model takes no RGB images.
+    """
+
+    def __init__(self, description: ModelDescription, params: Any, batch_stats: Any) -> None:
+        """Compiles nothing yet."""
+        channels = description.spec.overrides.get("in_channels", 3)
+        if channels != 3:
+            raise InputError(f"`in_channels` (={channels}) must be 3: images are RGB")
+        self._description = description
+        self._variables = params, batch_stats
+
+        def maps(params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> jax.Array:
+            groups = inference.window_groups(description, params, batch_stats, batch)
+            return inference.class_maps(groups, batch)
+
+        self._maps = jax.jit(maps)
+
+    def predictions(self, images: Iterable[str | Image.Image]) -> Iterator[Segmentation | Failure]:
+        """Segments images while they are asked for, and reads one ahead.
+
+        Args:
+          images: paths, and PIL images.
+
+        Returns:
+          Their results in their order.
+        """
+        with futures.ThreadPoolExecutor(min(usable_cores(), 2)) as threads:
+            waiting: list[futures.Future[Any]] = []
+            images = iter(images)
+            for image in itertools.islice(images, 2):
+                waiting.append(threads.submit(self._prepared, image))
+            while waiting:
+                prepared = waiting.pop(0).result()
+                waiting += [threads.submit(self._prepared, i) for i in itertools.islice(images, 1)]
+                yield self._segmented(prepared)
+
+    def _prepared(self, image: str | Image.Image) -> Any:
+        try:
+            if isinstance(image, Image.Image):
+                exif = self._description.preprocessing.exif
+                picture = (upright(image) if exif else image).convert("RGB")
+            else:
+                picture = decode(image, image, self._description.preprocessing.exif)
+        except InputError as error:
+            return Failure(str(error))
+        height, width = (-(-side // _STEP) * _STEP for side in (picture.height, picture.width))
+        return picture, windows(self._description, (height, width))((picture, None))
+
+    def _segmented(self, prepared: Any) -> Segmentation | Failure:
+        if isinstance(prepared, Failure):
+            return prepared
+        image, row = prepared
+        batch = {name: np.asarray(value)[None] for name, value in row.items()}
+        found = np.asarray(self._maps(*self._variables, batch))[0]
+        return Segmentation(image, found[: image.height, : image.width])
