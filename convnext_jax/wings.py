@@ -4,18 +4,16 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from convnext_jax.classification.task import classification
-from convnext_jax.classification.task import evaluation as classification_evaluation
+from convnext_jax.classification import task as of_images
 from convnext_jax.config import Config
 from convnext_jax.data.masks import open_masks
 from convnext_jax.data.sources import open_source
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelDescription
 from convnext_jax.segmentation import several_sizes
+from convnext_jax.segmentation import task as of_masks
 from convnext_jax.segmentation.page import draw_page
-from convnext_jax.segmentation.task import evaluation as segmentation_evaluation
-from convnext_jax.segmentation.task import segmentation
-from convnext_jax.training.task import Evaluation, Task
+from convnext_jax.training.task import Evaluation, Metric, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +25,7 @@ class Wing:
         to the initial weights) -> what is trained.
       open: (config, split) -> its examples by index, with `class_names`.
       evaluation: (model, data) -> how that model is evaluated on those examples.
+      metric: which of its results decides.
       parts: (model, data, skip=..., further options) -> parts of the data and how each is
         evaluated, to totals that are added up.
       options: names of the further options of `parts`, which are also flags of `evaluate`.
@@ -38,6 +37,7 @@ class Wing:
     task: Callable[..., Task]
     open: Callable[[Config, str], Any]
     evaluation: Callable[[ModelDescription, Any], Evaluation]
+    metric: Metric
     parts: Callable[..., list[tuple[Any, Evaluation]]]
     options: frozenset[str]
     words: Callable[[Mapping[str, Any]], str]
@@ -64,7 +64,7 @@ def _parts_of_images(
     model: ModelDescription, data: Any, *, skip: bool, confusion: bool = False
 ) -> list[tuple[Any, Evaluation]]:
     del skip  # the evaluator does
-    return [(data, classification_evaluation(model, confusion=confusion))]
+    return [(data, of_images.evaluation(model, confusion=confusion))]
 
 
 def _parts_of_masks(
@@ -77,23 +77,25 @@ def _parts_of_masks(
 ) -> list[tuple[Any, Evaluation]]:
     if multi_scale:
         return several_sizes.parts(model, data, per_class=per_class, skip=skip)
-    evaluation = segmentation_evaluation(model, largest=data.largest, per_class=per_class)
+    evaluation = of_masks.evaluation(model, largest=data.largest, per_class=per_class)
     return [(data, evaluation)]
 
 
 WINGS = {
     "classification": Wing(
-        task=classification,
+        task=of_images.classification,
         open=_open_images,
         evaluation=lambda model, data: _parts_of_images(model, data, skip=False)[0][1],
+        metric=of_images.METRIC,
         parts=_parts_of_images,
         options=frozenset({"confusion"}),
         words="top-1 {top1:.3%}, top-5 {top5:.3%}, loss {loss:.4f}".format_map,
     ),
     "segmentation": Wing(
-        task=segmentation,
+        task=of_masks.segmentation,
         open=_open_masks,
         evaluation=lambda model, data: _parts_of_masks(model, data, skip=False)[0][1],
+        metric=of_masks.METRIC,
         parts=_parts_of_masks,
         options=frozenset({"multi_scale", "per_class"}),
         words="mean IoU {miou:.2%}, mean accuracy {macc:.2%}, of all pixels {aacc:.2%}".format_map,
