@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
+from convnext_jax.convert import upernet_rows
 from convnext_jax.convert.keys import ONES_AFTER, ONES_BEFORE, PLAIN, Row
 
 
@@ -144,6 +145,17 @@ def _hf_dinov3(prefix: str) -> tuple[Row, ...]:
     )
 
 
+def _upernet(format: str, first: str, *tables: tuple[Row, ...]) -> Dialect:
+    """UPerNet in a format, which is recognised by the beginning of a name in its backbone."""
+    return Dialect(
+        format,
+        f"{format}, UPerNet",
+        (first, upernet_rows.PRESENT),
+        tuple(row for table in tables for row in table),
+        droppable=(upernet_rows.COUNTERS,),
+    )
+
+
 _FACEBOOK_STEM = "downsample_layers.0.0.weight"
 _FINAL_NORM_AGAIN = {"norms.3.weight": "norm.weight", "norms.3.bias": "norm.bias"}
 
@@ -232,6 +244,28 @@ DIALECTS: tuple[Dialect, ...] = (
         ),
         supplied={"head/bias": 0.0},
         droppable=_CLIP_TEXT,
+    ),
+    # These two differ inside blocks alone.
+    _upernet(
+        "facebook",
+        "backbone.stages.0.0.dwconv.",
+        upernet_rows.backbone(_FACEBOOK),
+        upernet_rows.NORMS,
+        upernet_rows.heads("bn", "conv_seg"),
+    ),
+    _upernet(
+        "mmseg",
+        "backbone.stages.0.0.depthwise_conv.",
+        upernet_rows.backbone(upernet_rows.MMSEG_BACKBONE),
+        upernet_rows.NORMS,
+        upernet_rows.heads("bn", "conv_seg"),
+    ),
+    _upernet(
+        "hf",
+        "backbone.embeddings.patch_embeddings.",
+        upernet_rows.backbone(_hf("backbone."), prefix=""),
+        upernet_rows.HF_NORMS,
+        upernet_rows.heads("batch_norm", "classifier"),
     ),
 )
 

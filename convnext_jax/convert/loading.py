@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from convnext_jax import tree
-from convnext_jax.convert import published, recognise, surgery
+from convnext_jax.convert import published, recognise, surgery, upernet_settings
 from convnext_jax.convert.formats import Dialect
 from convnext_jax.convert.keys import apply, key_map
 from convnext_jax.convert.read import Source, read
@@ -24,6 +24,7 @@ class Converted:
       num_classes: the same; 0: there is no head.
       overrides: the same: in what the model differs from the variant.
       params: the tree of parameters, float32 NumPy arrays.
+      batch_stats: the tree of batch statistics, likewise; empty for most models.
       parameters: which of the file's they are, see `read.Source.parameters`.
       format: what the file was recognised as.
       source: file, folder, repository or URL, as it was given.
@@ -38,6 +39,7 @@ class Converted:
     num_classes: int
     overrides: dict[str, Any]
     params: dict[Any, Any]
+    batch_stats: dict[Any, Any]
     parameters: str
     format: str
     source: str
@@ -67,9 +69,9 @@ def load(
       format: one of `formats.FORMATS`; None: recognised from the names.
       model: a name from `list_models()`; None: recognised from the shapes.
       overrides: keyword arguments of `create_model` by which the model differs from its variant,
-        such as `depths`; kernel size and layer scale are seen from the shapes.
-      num_classes: asks for an untrained head for so many classes; None, or the file's number:
-        the file's head.
+        such as `depths`; kernel size, layer scale and widths of heads are seen from the shapes.
+      num_classes: asks for an untrained head for so many classes (of a UPerNet, for untrained last
+        convolutions of both heads); None, or the file's number: the file's head.
       in_channels: asks for a first convolution for so many channels, made from the file's.
       ema: as `read.read` takes it.
 
@@ -100,20 +102,91 @@ def _convert(
     if model is None:
         model, seen = recognise.infer_model(found)
     else:
+        recognise.require_kind(found, model)
         seen = recognise.overrides_for(found, model)
     overrides = {**seen, **overrides}
-    published.check_settings(source.settings, model)
+    checks = upernet_settings.check if found.upernet else published.check_settings
+    checks(source.settings, model)
 
     arrays, notes = _arrays(source, dialect, found, model, overrides)
+    arrays, changes = _changed(arrays, found, num_classes, in_channels)
+    if num_classes is None:
+        num_classes = found.num_classes
+    if in_channels is None:
+        in_channels = found.in_channels
+    if in_channels != 3:
+        overrides["in_channels"] = in_channels
+
+    which = model, num_classes, overrides
+    difference = tree.first_difference(arrays, recognise.array_shapes(*which))
+    if difference is not None:
+        raise InputError(f"the result is no {model}: {difference}")
+
+    def filled(shapes: dict[Any, Any]) -> dict[Any, Any]:
+        return tree.map_with_names(lambda name, _: arrays[name], shapes)
+
+    about = _about_upernet if found.upernet else _about_classifier
+    licence, preprocessing, names, remarks = about(source, dialect, found, model)
+    return Converted(
+        model_name=model,
+        num_classes=num_classes,
+        overrides=overrides,
+        params=filled(recognise.parameter_shapes(*which)),
+        batch_stats=filled(recognise.batch_stats_shapes(*which)),
+        parameters=source.parameters,
+        format=dialect.format,
+        source=source.name,
+        sha256=source.sha256,
+        licence=licence,
+        preprocessing=preprocessing,
+        class_names=names if num_classes == found.num_classes else None,
+        notes=(*notes, *changes, *remarks),
+    )
+
+
+# Licence, preprocessing, names of classes, and sentences on what was guessed.
+_About = tuple[str | None, Preprocessing, tuple[str, ...] | None, list[str]]
+
+
+def _about_classifier(
+    source: Source, dialect: Dialect, found: recognise.Structure, model: str
+) -> _About:
+    known = published.find_published(source.name, model, found.num_classes)
+    return (
+        published.licence_of(known, dialect, source.settings),
+        published.preprocessing_of(model, known, dialect, source.settings),
+        published.class_names_of(source.settings, found.num_classes),
+        [],
+    )
+
+
+def _about_upernet(
+    source: Source, dialect: Dialect, found: recognise.Structure, model: str
+) -> _About:
+    which = source.name, model, found.num_classes
+    preprocessing, remarks = upernet_settings.preprocessing_of(*which, dialect, source.settings)
+    names = upernet_settings.class_names_of(source.settings, found.num_classes)
+    return upernet_settings.licence_of(*which), preprocessing, names, remarks
+
+
+def _changed(
+    arrays: dict[str, np.ndarray],
+    found: recognise.Structure,
+    num_classes: int | None,
+    in_channels: int | None,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays with what was asked to be other than in the file, and sentences on that."""
+    notes = []
     if num_classes is not None and num_classes != found.num_classes:
-        width = found.head_hidden_size or found.dims[-1]
-        arrays = surgery.new_head(arrays, width, num_classes)
+        if found.upernet:
+            arrays = surgery.new_classifiers(arrays, num_classes)
+        else:
+            width = found.head_hidden_size or found.dims[-1]
+            arrays = surgery.new_head(arrays, width, num_classes)
         notes.append(
             f"as asked, the head for {found.num_classes} classes gave way to an untrained one for"
             f" {num_classes}"
         )
-    else:
-        num_classes = found.num_classes
     if in_channels is not None and in_channels != found.in_channels:
         kernel = surgery.first_kernel(arrays)
         arrays[kernel] = surgery.other_channels(arrays[kernel], in_channels)
@@ -121,31 +194,7 @@ def _convert(
             f"as asked, the first convolution, of {found.in_channels} channels, now takes"
             f" {in_channels}"
         )
-    else:
-        in_channels = found.in_channels
-    if in_channels != 3:
-        overrides["in_channels"] = in_channels
-
-    shapes = recognise.parameter_shapes(model, num_classes, overrides)
-    difference = tree.first_difference(arrays, tree.flatten_with_names(shapes))
-    if difference is not None:
-        raise InputError(f"the result is no {model}: {difference}")
-    known = published.find_published(source.name, model, found.num_classes)
-    names = published.class_names_of(source.settings, found.num_classes)
-    return Converted(
-        model_name=model,
-        num_classes=num_classes,
-        overrides=overrides,
-        params=tree.map_with_names(lambda name, _: arrays[name], shapes),
-        parameters=source.parameters,
-        format=dialect.format,
-        source=source.name,
-        sha256=source.sha256,
-        licence=published.licence_of(known, dialect, source.settings),
-        preprocessing=published.preprocessing_of(model, known, dialect, source.settings),
-        class_names=names if num_classes == found.num_classes else None,
-        notes=tuple(notes),
-    )
+    return arrays, notes
 
 
 def _arrays(
@@ -155,8 +204,8 @@ def _arrays(
     model: str,
     overrides: Mapping[str, Any],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The parameters of the model that the file is for, before any surgery."""
-    shapes = recognise.flat_shapes(recognise.parameter_shapes(model, found.num_classes, overrides))
+    """Parameters and statistics of the model that the file is for, before any surgery."""
+    shapes = recognise.flat_shapes(recognise.array_shapes(model, found.num_classes, overrides))
     kernel = surgery.first_kernel(shapes)
     height, width, _, features = shapes[kernel]
     shapes[kernel] = (height, width, found.in_channels, features)

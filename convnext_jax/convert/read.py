@@ -17,6 +17,8 @@ from convnext_jax.convert.torch_files import read_pickle
 from convnext_jax.errors import InputError
 
 HUB = "hf-hub:"
+# What mmcv's files say of themselves: the text of their config, names of classes, and more.
+META = "meta"
 
 # Under these names a checkpoint keeps the weights as trained, and their moving average.
 _WEIGHTS = ("model", "state_dict")
@@ -36,14 +38,15 @@ class Source:
       parameters: `ema`: they are a moving average; `params`: they are what was averaged; `file`:
         there was one set, which does not say what it is.
       sha256: of each file with tensors, by its name, in hexadecimal.
-      settings: JSON files beside the weights, by their names.
+      settings: JSON files beside the weights, by their names; and as `meta`, what mmcv's files
+        have under that key.
     """
 
     name: str
     tensors: dict[str, np.ndarray]
     parameters: str
     sha256: dict[str, str]
-    settings: dict[str, dict[str, Any]]
+    settings: dict[str, Mapping[str, Any]]
 
 
 def read(location: str, ema: bool | None = None) -> Source:
@@ -119,7 +122,7 @@ def _read_found(
         if reason():
             raise InputError(f"{name} cannot be read: {reason()}; it was asked for {files}")
         raise InputError(f"{name} has none of the files {files}")
-    settings = {}
+    settings: dict[str, Mapping[str, Any]] = {}
     for file in download.SETTINGS:
         found = find(file)
         if found is not None:
@@ -133,7 +136,7 @@ def _read_sharded(
     name: str,
     index: Path,
     find: Callable[[str], Path | None],
-    settings: dict[str, dict[str, Any]],
+    settings: dict[str, Mapping[str, Any]],
     ema: bool | None,
 ) -> Source:
     places = _read_json(index).get("weight_map")
@@ -159,12 +162,13 @@ def _read_sharded(
 
 
 def _read_files(
-    name: str, paths: list[Path], settings: dict[str, dict[str, Any]], ema: bool | None
+    name: str, paths: list[Path], settings: dict[str, Mapping[str, Any]], ema: bool | None
 ) -> Source:
     tensors: dict[str, np.ndarray] = {}
     parameters = "file"
     for path in paths:
-        found, parameters = _read_file(path, ema)
+        found, parameters, said = _read_file(path, ema)
+        settings = settings | ({META: said} if said else {})
         twice = sorted(set(found) & set(tensors))
         if twice:
             raise InputError(f"{path} repeats `{twice[0]}`, which another shard of {name} has")
@@ -173,12 +177,17 @@ def _read_files(
     return Source(name, _without_prefixes(tensors), parameters, hashes, settings)
 
 
-def _read_file(path: Path, ema: bool | None) -> tuple[dict[str, np.ndarray], str]:
+def _read_file(
+    path: Path, ema: bool | None
+) -> tuple[dict[str, np.ndarray], str, Mapping[str, Any]]:
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty")
         if not looks_like_safetensors(path):
-            return find_state_dict(read_pickle(path), ema, str(path))
+            content = read_pickle(path)
+            said = content.get(META) if isinstance(content, Mapping) else None
+            tensors, parameters = find_state_dict(content, ema, str(path))
+            return tensors, parameters, said if isinstance(said, Mapping) else {}
         tensors, _ = read_safetensors(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
@@ -186,7 +195,7 @@ def _read_file(path: Path, ema: bool | None) -> tuple[dict[str, np.ndarray], str
         raise InputError(f"{path} holds no tensors")
     if ema:
         raise InputError(f"`--ema`: {path} holds one set of weights, and no moving average of them")
-    return tensors, "file"
+    return tensors, "file", {}
 
 
 def find_state_dict(content: Any, ema: bool | None, name: str) -> tuple[dict[str, np.ndarray], str]:

@@ -8,12 +8,12 @@ from typing import Any
 from flax import nnx
 
 from convnext_jax import tree
-from convnext_jax.constants import IMAGENET_1K_CLASSES
 from convnext_jax.convert.formats import DIALECTS, FORMATS, Dialect
 from convnext_jax.convert.keys import our_names
 from convnext_jax.errors import InputError
-from convnext_jax.models.registry import create_model, get_variant
-from convnext_jax.models.variants import CLASSIFIERS, Variant
+from convnext_jax.models.registry import backbone_name, create_model, get_variant
+from convnext_jax.models.spec import batch_stats_of, params_of
+from convnext_jax.models.variants import CLASSIFIERS, VARIANTS, Variant
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -34,11 +34,22 @@ class Structure:
     head_hidden_size: int | None
     num_classes: int
     in_channels: int
+    upernet: bool
+    # Of its heads; 0: there are none, or they are damaged, which `keys.apply` will report.
+    decoder_channels: int
+    auxiliary_channels: int
 
 
 # What a published model may differ in from its variant, and is told by overrides.
 _OVERRIDABLE = ("kernel_sizes", "layer_scale")
-_FREE = ("num_classes", "in_channels")
+_WIDTHS = ("decoder_channels", "auxiliary_channels")
+# Not of the backbone, which is what a model is recognised by.
+_FREE = ("num_classes", "in_channels", "upernet", *_WIDTHS)
+
+_UPERNET = "upernet_"
+# Of these models, what is no backbone, and where the number of classes is seen.
+_HEADS = ("decode_head/", "auxiliary_head/")
+_CLASSES = tuple(f"{head}conv_seg/kernel" for head in _HEADS)
 
 
 def recognise_format(names: Iterable[str], format: str | None = None) -> Dialect:
@@ -72,8 +83,11 @@ def structure_of(shapes: Shapes) -> Structure:
     """Reads the structure off our names and shapes; those it needs must be there.
 
     Raises:
-      InputError: there are no blocks, or no stem.
+      InputError: there are no blocks, no stem, or no classifier in the heads of a UPerNet.
     """
+    heads = {name: shape for name, shape in shapes.items() if name.startswith(_HEADS)}
+    if heads:
+        shapes = {name.removeprefix("backbone/"): shape for name, shape in shapes.items()}
     isotropic = any(name.startswith("blocks/") for name in shapes)
     blocks: dict[int, list[tuple[int, ...]]] = {}  # of each stage, the depthwise kernels
     stem: dict[int, tuple[int, ...]] = {}
@@ -89,7 +103,9 @@ def structure_of(shapes: Shapes) -> Structure:
             stem[0] = shape
     if not stem or sorted(blocks) != list(range(len(blocks))):
         raise InputError("the file holds only parts of a ConvNeXt: stages or the stem are missing")
-    first_conv = stem[min(stem)]
+    first_conv, classes = stem[min(stem)], _last_axis(heads, *_CLASSES)
+    if heads and not classes:
+        raise InputError("the file holds only parts of a UPerNet: its heads have no classifier")
     hidden, head = (
         shape if len(shape) == 2 else None
         for shape in (shapes.get(f"{name}/kernel", ()) for name in ("pre_logits", "head"))
@@ -105,9 +121,17 @@ def structure_of(shapes: Shapes) -> Structure:
         norm_bias=any(name.endswith("/0/norm/bias") for name in shapes),
         head_norm_first="norm_pre/scale" in shapes,
         head_hidden_size=hidden[1] if hidden else None,
-        num_classes=head[1] if head else 0,
+        num_classes=classes if heads else head[1] if head else 0,
         in_channels=first_conv[2],
+        upernet=bool(heads),
+        decoder_channels=_last_axis(heads, "decode_head/fpn_bottleneck/conv/kernel"),
+        auxiliary_channels=_last_axis(heads, "auxiliary_head/convs/0/conv/kernel"),
     )
+
+
+def _last_axis(shapes: Shapes, *names: str) -> int:
+    """The last axis of the first convolution's kernel that is there; 0: there is none."""
+    return next((shapes[name][3] for name in names if len(shapes.get(name, ())) == 4), 0)
 
 
 def source_structure(dialect: Dialect, shapes: Shapes) -> Structure:
@@ -131,14 +155,33 @@ def parameter_shapes(name: str, num_classes: int, overrides: Mapping[str, Any]) 
     Raises:
       InputError: if the name or an override is unknown.
     """
+    return _model_shapes(name, num_classes, overrides)[0]
+
+
+def batch_stats_shapes(name: str, num_classes: int, overrides: Mapping[str, Any]) -> dict[Any, Any]:
+    """Likewise the tree of its batch statistics; empty for most models."""
+    return _model_shapes(name, num_classes, overrides)[1]
+
+
+def array_shapes(name: str, num_classes: int, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Both of them, by the names of their leaves."""
+    params, batch_stats = _model_shapes(name, num_classes, overrides)
+    return tree.flatten_with_names(params) | tree.flatten_with_names(batch_stats)
+
+
+def _model_shapes(
+    name: str, num_classes: int, overrides: Mapping[str, Any]
+) -> tuple[dict[Any, Any], dict[Any, Any]]:
     hashable = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
-    return _parameter_shapes(name, num_classes, tuple(sorted(hashable.items())))
+    return _traced_shapes(name, num_classes, tuple(sorted(hashable.items())))
 
 
 @functools.lru_cache(maxsize=64)  # Tracing a large model takes a second, and one load asks thrice.
-def _parameter_shapes(name: str, num_classes: int, overrides: tuple[Any, ...]) -> dict[Any, Any]:
+def _traced_shapes(
+    name: str, num_classes: int, overrides: tuple[Any, ...]
+) -> tuple[dict[Any, Any], dict[Any, Any]]:
     model = nnx.eval_shape(lambda: create_model(name, num_classes, **dict(overrides)))
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return params_of(model), batch_stats_of(model)
 
 
 def flat_shapes(shapes: Any) -> dict[str, tuple[int, ...]]:
@@ -148,15 +191,15 @@ def flat_shapes(shapes: Any) -> dict[str, tuple[int, ...]]:
 
 @functools.cache
 def _structure_of_variant(name: str) -> Structure:
-    return structure_of(flat_shapes(parameter_shapes(name, IMAGENET_1K_CLASSES, {})))
+    return structure_of(flat_shapes(parameter_shapes(name, get_variant(name).num_classes, {})))
 
 
 def infer_model(found: Structure) -> tuple[str, dict[str, Any]]:
-    """Finds the variant that a structure belongs to.
+    """Finds the variant that a structure belongs to; of a UPerNet by its backbone.
 
     Returns:
-      The variant's name, and the overrides by which the model differs from it: `kernel_size` and
-      `layer_scale_init`.
+      The variant's name, and the overrides by which the model differs from it: `kernel_size`,
+      `layer_scale_init`, and the widths of a UPerNet's heads.
 
     Raises:
       InputError: no variant has these stages, or several fit; the message names the closest, or
@@ -171,7 +214,8 @@ def infer_model(found: Structure) -> tuple[str, dict[str, Any]]:
     exact = [name for name in near if not differences[name]]
     fits = exact or [name for name in near if set(differences[name]) <= set(_OVERRIDABLE)]
     if len(fits) == 1:
-        return fits[0], overrides_for(found, fits[0])
+        name = _UPERNET + fits[0] if found.upernet else fits[0]
+        return name, overrides_for(found, name)
     if fits:
         raise InputError(
             f"the file fits the models {', '.join(fits)} alike; choose one with `--model`"
@@ -193,7 +237,7 @@ def infer_model(found: Structure) -> tuple[str, dict[str, Any]]:
 
 
 def overrides_for(found: Structure, name: str) -> dict[str, Any]:
-    """The overrides that give a variant the file's kernel sizes and layer scale."""
+    """The overrides that give a variant the file's kernel sizes, layer scale and widths."""
     variant = get_variant(name)
     different = _differences(found, _structure_of_variant(name))
     overrides: dict[str, Any] = {}
@@ -202,7 +246,24 @@ def overrides_for(found: Structure, name: str) -> dict[str, Any]:
         overrides["kernel_size"] = found.kernel_sizes[0] if same else found.kernel_sizes
     if "layer_scale" in different:
         overrides["layer_scale_init"] = 1e-6 if found.layer_scale else None
+    for width in _WIDTHS:
+        seen = getattr(found, width)
+        if seen and seen != getattr(_structure_of_variant(name), width):
+            overrides[width] = seen
     return overrides
+
+
+def require_kind(found: Structure, name: str) -> None:
+    """Raises an InputError if a user chose a UPerNet for what is none, or the other way round."""
+    backbone = backbone_name(name)
+    if (backbone is not None) == found.upernet:
+        return
+    other = _UPERNET + name if found.upernet else backbone
+    meant = f" (`{other}`, perhaps)" if other in VARIANTS else ""
+    is_there = (
+        "a UPerNet, a backbone and its heads" if found.upernet else "a classifier, no UPerNet"
+    )
+    raise InputError(f"`--model` (={name}) does not fit: the file holds {is_there}{meant}")
 
 
 def _differences(one: Structure, other: Structure) -> list[str]:

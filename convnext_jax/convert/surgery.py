@@ -7,6 +7,9 @@ import numpy as np
 HEAD = ("head/kernel", "head/bias")
 # The standard deviation of the models' initial kernels.
 _STDDEV = 0.02
+# And of UPerNet's last convolutions, which each of its heads has.
+_OF_UPERNET = ("decode_head/conv_seg", "auxiliary_head/conv_seg")
+_STDDEV_OF_UPERNET = 0.01
 
 
 def new_head(
@@ -33,9 +36,30 @@ def new_head(
     return changed
 
 
+def new_classifiers(arrays: Mapping[str, np.ndarray], num_classes: int) -> dict[str, np.ndarray]:
+    """Replaces the last convolution of both heads of a UPerNet by an untrained one.
+
+    Args:
+      arrays: parameters and statistics by our names.
+      num_classes: of the new ones.
+
+    Returns:
+      The arrays; new kernels [1, 1, width, num_classes] are normal with standard deviation 0.01 and
+      the same at every call, biases 0.
+    """
+    changed, rng = dict(arrays), np.random.default_rng(0)
+    for name in _OF_UPERNET:
+        shape = (*arrays[f"{name}/kernel"].shape[:3], num_classes)
+        noise = rng.standard_normal(shape, dtype=np.float32)
+        changed[f"{name}/kernel"] = np.float32(_STDDEV_OF_UPERNET) * noise
+        changed[f"{name}/bias"] = np.zeros(num_classes, np.float32)
+    return changed
+
+
 def first_kernel(names: Mapping[str, object]) -> str:
     """The name of the kernel that meets the image."""
-    return "stem/kernel" if "stem/kernel" in names else "downsample_layers/0/0/kernel"
+    usual = "downsample_layers/0/0/kernel"
+    return next(name for name in ("stem/kernel", f"backbone/{usual}", usual) if name in names)
 
 
 def other_channels(kernel: np.ndarray, in_channels: int) -> np.ndarray:

@@ -292,6 +292,7 @@ def _converted(
             key: getattr(found, key) for key in ("source", "format", "sha256", "licence", "notes")
         },
         _params=found.params,
+        _batch_stats=found.batch_stats,
     )
 
 
