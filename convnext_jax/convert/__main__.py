@@ -22,9 +22,11 @@ from convnext_jax.checkpointing.manager import Checkpoints
 from convnext_jax.checkpointing.steps import completed_steps
 from convnext_jax.constants import PARAMETERS
 from convnext_jax.convert.formats import FORMATS
+from convnext_jax.convert.upernet_settings import SQUASHES
 from convnext_jax.convert.write import EXPORTS, export
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.weights.find import NAMES, Weights, add_choices, find
+from convnext_jax.wings import wing_of
 
 # What a converted checkpoint says of its origin, beside what every checkpoint does.
 _ORIGIN = ("source", "format", "sha256", "licence", "notes")
@@ -90,8 +92,14 @@ def save_checkpoint(weights: Weights, output: Path) -> None:
         raise InputError(f"`output` (={output}) must not hold a checkpoint already")
     described = weights.description.to_json() | {key: weights.origin.get(key) for key in _ORIGIN}
     described["parameters"] = weights.parameters
-    checkpoints = Checkpoints(directory, best_metric="eval_params_top1")
-    checkpoints.save(0, {"params": weights.on_host()}, described)
+    metric = wing_of(weights.description.spec.name).metric.name
+    described["metric"] = metric
+    checkpoints = Checkpoints(directory, best_metric=f"eval_params_{metric}")
+    items = {"params": weights.on_host()}
+    batch_stats = weights.batch_stats_on_host()
+    if batch_stats:
+        items["batch_stats"] = batch_stats
+    checkpoints.save(0, items, described)
     checkpoints.wait()
     checkpoints.close()
 
@@ -109,6 +117,21 @@ def report(weights: Weights) -> str:
     return "\n".join(lines)
 
 
+def not_said(weights: Weights, format: str, output: Path) -> list[str]:
+    """What an exported file does not say of weights, sentences for those who pass it on."""
+    feeding, names = weights.description.preprocessing, weights.description.class_names
+    size, windows = feeding.input_size, feeding.crop_mode == "window"
+    if format == "hf":
+        return [SQUASHES.format(squash=size, side=size)] if windows else []
+    has_names = windows and names is not None and output.suffix != ".safetensors"
+    lost = "" if has_names else "what the classes are called, nor "
+    fed = f"in windows of {size}" if windows else f"at {size}"
+    return [
+        f"this file does not say {lost}that images are fed {fed} pixels; `--to hf` and checkpoints"
+        " of ours do"
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     logging.set_verbosity(logging.FATAL)
@@ -124,17 +147,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 found.spec.name,
                 parsed.to,
                 Path(parsed.output),
+                batch_stats=weights.batch_stats_on_host(),
                 overrides=found.spec.overrides,
                 preprocessing=found.preprocessing,
                 class_names=found.class_names,
             )
         print(report(weights))
-        if parsed.to not in (None, "hf"):
-            feeding = weights.description.preprocessing
-            print(
-                "note: this file does not say what the classes are called, nor that images are fed"
-                f" at {feeding.input_size} pixels; `--to hf` and checkpoints of ours do"
-            )
+        if parsed.to is not None:
+            for note in not_said(weights, parsed.to, Path(parsed.output)):
+                print(f"note: {note}")
         print(f"written: {parsed.output}" + (f", in the format {parsed.to}" if parsed.to else ""))
 
 

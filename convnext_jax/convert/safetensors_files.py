@@ -8,7 +8,7 @@ bfloat16 into NumPy.)
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,23 +107,33 @@ def write_safetensors(
     shapes: Mapping[str, tuple[int, ...]],
     tensor: Callable[[str], np.ndarray],
     metadata: Mapping[str, str],
+    integers: Collection[str] = (),
 ) -> None:
-    """Writes float32 tensors one after the other, so that never two of them are in memory.
+    """Writes tensors one after the other, so that never two of them are in memory.
 
     Args:
       path: the file.
-      shapes: of each tensor by its name, in the order of the file.
+      shapes: of each tensor by its name.
       tensor: gives a tensor by its name.
       metadata: what else the header says.
+      integers: names of tensors that are int64; the others are float32.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    # The wider ones first, so that each lies at a multiple of its items' size.
+    names = sorted(shapes, key=lambda name: name not in integers)
+    for name in names:
+        dtype, size = ("I64", 8) if name in integers else ("F32", 4)
+        start, end = end, end + size * math.prod(shapes[name])
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(shapes[name]),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # Readers map the tensors, which want to be aligned.
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in shapes:
-            file.write(np.ascontiguousarray(tensor(name), "<f4").data)
+        for name in names:
+            dtype = "<i8" if name in integers else "<f4"
+            file.write(np.ascontiguousarray(tensor(name), dtype).data)

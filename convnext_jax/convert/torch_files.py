@@ -96,8 +96,19 @@ def _to_numpy(content: Any, torch: Any) -> Any:
     return content
 
 
-def write_pickle(path: Path, tensors: Mapping[str, np.ndarray], under: str | None) -> None:
-    """Writes a `.pth` file of a state dict, under a key of an outer dict if one is given.
+def write_pickle(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    under: str | None,
+    beside: Mapping[str, Any],
+) -> None:
+    """Writes a `.pth` file of a state dict.
+
+    Args:
+      path: the file.
+      tensors: by name.
+      under: key of an outer dict that has them; None: there is no such dict.
+      beside: what else that dict has, plain Python.
 
     Raises:
       InputError: torch is missing.
@@ -107,4 +118,4 @@ def write_pickle(path: Path, tensors: Mapping[str, np.ndarray], under: str | Non
     except ImportError as error:
         raise InputError(f"writing {path} needs PyTorch (`pip install torch`)") from error
     state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
-    torch.save(state if under is None else {under: state}, path)
+    torch.save(state if under is None else {**beside, under: state}, path)

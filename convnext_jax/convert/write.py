@@ -12,16 +12,19 @@ import numpy as np
 from convnext_jax import tree
 from convnext_jax.convert import recognise
 from convnext_jax.convert.formats import DIALECTS, Dialect
+from convnext_jax.convert.hf_upernet import upernet_config, upernet_preprocessor
 from convnext_jax.convert.keys import ONES_AFTER, Entry, key_map
 from convnext_jax.convert.published import PIL_FILTERS
+from convnext_jax.convert.read import META
 from convnext_jax.convert.recognise import Structure
 from convnext_jax.convert.safetensors_files import write_safetensors
 from convnext_jax.convert.torch_files import write_pickle
+from convnext_jax.convert.upernet_rows import counters
 from convnext_jax.errors import InputError
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.variants import Preprocessing
 
-EXPORTS = ("facebook", "timm", "torchvision", "hf")
+EXPORTS = ("facebook", "timm", "torchvision", "hf", "mmseg")
 
 # timm computes the perceptrons of these with 1x1 convolutions.
 _CONVOLUTION_PERCEPTRONS = (
@@ -39,6 +42,7 @@ def export(
     format: str,
     path: Path,
     *,
+    batch_stats: Any = None,
     overrides: Mapping[str, Any] | None = None,
     preprocessing: Preprocessing | None = None,
     class_names: Sequence[str] | None = None,
@@ -48,42 +52,56 @@ def export(
     Args:
       params: tree of float32 arrays, the model's parameters.
       model_name: of the model, and with that of what to create on the other side.
-      format: one of `EXPORTS`. `facebook` writes the state dict under `model`, as published files
-        do; `timm` and `torchvision` the bare state dict.
+      format: one of `EXPORTS`. `facebook` writes the state dict under `model`, of a UPerNet, like
+        `mmseg`, under `state_dict`, as published files do; `timm` and `torchvision` the bare state
+        dict.
       path: for `hf` a folder, which `from_pretrained` opens; otherwise a `.pth`, `.pt` or `.bin`
         file, which needs PyTorch, or a `.safetensors` file. It appears when it is complete.
+      batch_stats: tree of float32 arrays, the model's batch statistics; None: it has none.
       overrides: keyword arguments of `create_model` by which the model differs from its variant.
       preprocessing: how images are fed to the model, which `hf` notes; None: as the variant's.
-      class_names: one for each class, which `hf` notes.
+      class_names: one for each class, which `hf` notes, and PyTorch's files of a UPerNet.
 
     Raises:
       InputError: the format cannot express the model, the parameters are not the model's, or
         `path` cannot be written.
     """
-    arrays = {name: np.asarray(leaf) for name, leaf in tree.flatten_with_names(params).items()}
+    leaves = tree.flatten_with_names(params) | tree.flatten_with_names(batch_stats or {})
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     found = recognise.structure_of({name: array.shape for name, array in arrays.items()})
     given = dict(overrides or {})
-    expected = recognise.parameter_shapes(model_name, found.num_classes, given)
-    difference = tree.first_difference(arrays, tree.flatten_with_names(expected))
+    expected = recognise.array_shapes(model_name, found.num_classes, given)
+    difference = tree.first_difference(arrays, expected)
     if difference is not None:
         raise InputError(f"the parameters are not those of {model_name}: {difference}")
+    if class_names is not None and len(class_names) != found.num_classes:
+        raise InputError(
+            f"`class_names` (={len(class_names)} of them) must be as many as the classes"
+            f" (={found.num_classes})"
+        )
     for name, array in arrays.items():
         if array.dtype != np.float32:
             raise InputError(f"`{name}` must be float32 to be written, not {array.dtype}")
     entries = export_map(model_name, format, found, given)
+    unseen = counters(entries)
 
     def tensor(theirs: str) -> np.ndarray:
+        if theirs in unseen:
+            return np.zeros((), np.int64)
         entry = entries[theirs]
         return entry.write(arrays[entry.ours])
 
     shapes = {theirs: entry.shapes[0] for theirs, entry in entries.items()}
+    shapes |= dict.fromkeys(unseen, ())
     try:
         if format == "hf":
             path.mkdir(parents=True, exist_ok=True)
             feed = get_variant(model_name) if preprocessing is None else preprocessing
             settings = {
                 "config.json": _hf_config(model_name, found, given, feed, class_names),
-                "preprocessor_config.json": _hf_preprocessor(feed),
+                "preprocessor_config.json": (
+                    upernet_preprocessor(feed) if found.upernet else _hf_preprocessor(feed)
+                ),
             }
             for name, content in settings.items():
                 text = json.dumps(content, indent=2) + "\n"
@@ -93,11 +111,16 @@ def export(
             path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
             about = {"format": "pt"}  # transformers and timm insist on it.
-            _complete(path, lambda part: write_safetensors(part, shapes, tensor, about))
+            _complete(path, lambda part: write_safetensors(part, shapes, tensor, about, unseen))
         elif path.suffix in _PICKLES:
-            state = {theirs: tensor(theirs) for theirs in entries}
-            under = "model" if format == "facebook" else None
-            _complete(path, lambda part: write_pickle(part, state, under))
+            state = {theirs: tensor(theirs) for theirs in shapes}
+            under, beside = "model" if format == "facebook" else None, {}
+            if found.upernet:
+                under = "state_dict"
+                # mmsegmentation asks for both.
+                names = None if class_names is None else list(class_names)
+                beside[META] = {"CLASSES": names, "PALETTE": None}
+            _complete(path, lambda part: write_pickle(part, state, under, beside))
         else:
             endings = ", ".join((*_PICKLES, ".safetensors"))
             raise InputError(f"the output (={path}) must end in one of {endings}")
@@ -137,7 +160,11 @@ def export_map(
     variant = get_variant(model_name)
     eps = overrides.get("norm_eps", variant.norm_eps)
     activation = overrides.get("activation", variant.activation)
-    rules = [("isotropic models", not found.isotropic or format == "facebook")]
+    rules = [
+        ("isotropic models", not found.isotropic or format == "facebook"),
+        ("UPerNet", not found.upernet or format not in ("timm", "torchvision")),
+        ("classifiers", found.upernet or format != "mmseg"),
+    ]
     if format != "timm":
         rules += [
             ("overlapping stems", len(found.stem) == 1),
@@ -159,9 +186,7 @@ def export_map(
     if missing:
         raise InputError(f"{model_name} cannot be written: {format} has no {', no '.join(missing)}")
     dialect = _dialect(format, found, overrides.get("stem", variant.stem))
-    shapes = recognise.flat_shapes(
-        recognise.parameter_shapes(model_name, found.num_classes, overrides)
-    )
+    shapes = recognise.flat_shapes(recognise.array_shapes(model_name, found.num_classes, overrides))
     entries = key_map(dialect.rows, shapes)
     homeless = [name for name in shapes if name not in entries]
     if homeless:
@@ -174,12 +199,13 @@ def export_map(
 
 
 def _dialect(format: str, found: Structure, stem: str) -> Dialect:
-    name = {
+    names = {
         "facebook": "facebook, isotropic" if found.isotropic else "facebook",
         "timm": "timm, activation in the stem" if stem == "overlap_act" else "timm",
         "torchvision": "torchvision",
         "hf": f"hf, {_hf_prefix(found) if found.num_classes else ''}",
-    }[format]
+    }
+    name = f"{format}, UPerNet" if found.upernet else names[format]
     return next(dialect for dialect in DIALECTS if dialect.name == name)
 
 
@@ -213,13 +239,11 @@ def _hf_config(
     if not found.grn:
         # Only whether it is 0 matters to a model whose weights are loaded.
         config["layer_scale_init_value"] = 1e-6 if found.layer_scale else 0.0
+    if found.upernet:
+        del config["architectures"]
+        config = upernet_config(config, found)
     if found.num_classes:
         names = class_names or [f"LABEL_{i}" for i in range(found.num_classes)]
-        if len(names) != found.num_classes:
-            raise InputError(
-                f"`class_names` (={len(names)} of them) must be as many as the classes"
-                f" (={found.num_classes})"
-            )
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}
     return config
