@@ -26,6 +26,7 @@ from absl import logging
 
 from convnext_jax.classification.predictor import Failure, Prediction, Predictor
 from convnext_jax.constants import IMAGE_EXTENSIONS, PARAMETERS
+from convnext_jax.data import ade20k_classes
 from convnext_jax.errors import InputError, RunError, exit_in_one_sentence
 from convnext_jax.models.registry import get_variant
 from convnext_jax.segmentation import predictor as segmenter
@@ -137,6 +138,8 @@ def _segment(arguments: argparse.Namespace, weights: Weights, images: list[str])
     _writable(folder / "outputs")
     description, which = weights.description, weights.parameters
     class_names = description.class_names
+    if class_names is None and description.spec.num_classes == len(ade20k_classes.CLASSES):
+        class_names = ade20k_classes.CLASSES  # published weights of so many classes are its
     colours = palette(description.spec.num_classes, class_names)
     predictor = segmenter.Predictor(description, weights.read(), weights.batch_stats())
     if not arguments.json:

@@ -5,12 +5,15 @@ import re
 from collections.abc import Sequence
 
 from convnext_jax.constants import IMAGENET_1K_CLASSES
+from convnext_jax.data import ade20k_classes
 from convnext_jax.errors import InputError
 from convnext_jax.weights.class_names import imagenet_classes
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 # How many names of a list a message shows.
 _SHOWN = 5
+# For so many of ADE20K's classes others may have another of their synonyms.
+_OTHER_WORDS = 10
 
 Names = Sequence[str] | None
 
@@ -61,6 +64,13 @@ def match_classes(dataset: Names, model: Names, count: int, of: tuple[str, str])
         if len(labels) == count == len(set(ours)) and labels.keys() == set(ours):
             remark = f"classes are matched by their names: {of[0]} has them in another order"
             return Match(tuple(labels[name] for name in ours), remark)
+    if tuple(dataset) == ade20k_classes.CLASSES:
+        others = [f"{o} / {t}" for o, t in zip(dataset, model, strict=False) if o != t]
+        if len(model) == count and len(others) <= _OTHER_WORDS:
+            return Match(
+                remark=f"classes are matched by their order: {of[1]} has other words for"
+                f" {', '.join(others)}"
+            )
     if guessed or _incomparable(dataset, model):
         return Match(
             remark=f"classes are matched by their order: the names of {of[0]} ({_shown(dataset)})"

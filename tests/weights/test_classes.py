@@ -5,6 +5,7 @@ import re
 import pytest
 from oracles import timm
 
+from convnext_jax.data import ade20k_classes
 from convnext_jax.errors import InputError
 from convnext_jax.weights.class_names import imagenet_classes
 from convnext_jax.weights.classes import canonical, match_classes
@@ -110,3 +111,17 @@ def test_folders_called_by_numbers_are_those_labels(names):
         found = match_classes(names, numbers, 12, OF)
         assert found.places is not None
         assert [numbers[place] for place in found.places] == [str(label) for label in range(12)]
+
+
+def test_ade20ks_classes_go_by_other_words_too():
+    """mmsegmentation's list has a later synonym of one class; so few are no other dataset."""
+    other = list(ade20k_classes.CLASSES)
+    other[89] = "television receiver"
+    found = match_classes(ade20k_classes.CLASSES, tuple(other), 150, ("dataset `ade20k`", "x.pth"))
+    assert found.places is None
+    assert found.remark.endswith(
+        f"x.pth has other words for {ade20k_classes.CLASSES[89]} / television receiver"
+    )
+    other[20:40] = [f"thing {i}" for i in range(20)]
+    with pytest.raises(InputError, match="thing 0"):
+        match_classes(ade20k_classes.CLASSES, tuple(other), 150, ("dataset `ade20k`", "x.pth"))
