@@ -17,7 +17,8 @@ from convnext_jax.constants import IGNORED
 from convnext_jax.models import checks, layers
 from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.ops.channels import add_bias
-from convnext_jax.segmentation.resize import adaptive_mean, resize, resize_within
+from convnext_jax.ops.conv import conv
+from convnext_jax.segmentation.resize import Resizing, adaptive_mean
 
 # Sides of the pooled maps of the pyramid.
 POOL_SCALES = (1, 2, 3, 6)
@@ -104,7 +105,13 @@ class ConvModule(nnx.Module):
 
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps [N, H, W, features_in] to [N, H, W, features_out]."""
-        return jax.nn.relu(self.bn(self.conv(x), train))
+        half = self.conv.kernel.shape[0] // 2
+        around = ((half, half), (half, half))
+        return self.behind(conv(x.astype(self.bn.dtype), self.conv.kernel[...], 1, around), train)
+
+    def behind(self, y: Array, train: bool) -> Array:
+        """What comes behind the convolution."""
+        return jax.nn.relu(self.bn(y, train))
 
 
 class Classifier(nnx.Conv):
@@ -163,14 +170,14 @@ class UPerHead(nnx.Module):
     ) -> None:
         """Draws the initial parameters."""
 
-        def conv(features_in: int, size: int) -> ConvModule:
+        def module(features_in: int, size: int) -> ConvModule:
             return ConvModule(features_in, channels, size, dtype, rngs)
 
-        self.psp_modules = nnx.List([conv(dims[-1], 1) for _ in POOL_SCALES])
-        self.bottleneck = conv(dims[-1] + len(POOL_SCALES) * channels, 3)
-        self.lateral_convs = nnx.List([conv(dim, 1) for dim in dims[:-1]])
-        self.fpn_convs = nnx.List([conv(channels, 3) for _ in dims[:-1]])
-        self.fpn_bottleneck = conv(len(dims) * channels, 3)
+        self.psp_modules = nnx.List([module(dims[-1], 1) for _ in POOL_SCALES])
+        self.bottleneck = module(dims[-1] + len(POOL_SCALES) * channels, 3)
+        self.lateral_convs = nnx.List([module(dim, 1) for dim in dims[:-1]])
+        self.fpn_convs = nnx.List([module(channels, 3) for _ in dims[:-1]])
+        self.fpn_bottleneck = module(len(dims) * channels, 3)
         self.conv_seg = Classifier(channels, num_classes, dropout, rngs)
 
     def __call__(
@@ -192,13 +199,13 @@ class UPerHead(nnx.Module):
           float32 [N, H / 4, W / 4, classes].
         """
 
-        def onto(x: Array, size: Array | int, level: int) -> Array:
-            """Resizes what has a size of its own to that of a map."""
-            height, width = maps[level].shape[1:3]
+        def onto(x: Array, size: Array | int, level: int) -> Resizing:
+            """How what has a size of its own is resized to that of a map."""
+            arrays = x.shape[1:3], maps[level].shape[1:3]
             if sizes is None:
-                return resize(x, height, width)
+                return Resizing.of_arrays(*arrays)
             own = jnp.broadcast_to(size, sizes[level].shape)
-            return resize_within(x, own, sizes[level], height, width)
+            return Resizing.within(own, sizes[level], *arrays)
 
         def only(x: Array, level: int) -> Array:
             """With zeros beyond the map, which the next convolution sees."""
@@ -207,22 +214,30 @@ class UPerHead(nnx.Module):
         last, top = maps[-1], len(maps) - 1
         own = [jnp.zeros(2, jnp.int32)] * len(maps) if sizes is None else sizes
         of_last = None if sizes is None else sizes[top]
-        pooled = [
-            onto(module(adaptive_mean(last, bins, of_last), train), bins, top)
-            for bins, module in zip(POOL_SCALES, self.psp_modules, strict=True)
-        ]
-        laterals = [conv(x, train) for x, conv in zip(maps[:-1], self.lateral_convs, strict=True)]
+        pooled = []
+        for bins, module in zip(POOL_SCALES, self.psp_modules, strict=True):
+            means = module(adaptive_mean(last, bins, of_last), train)
+            pooled.append(onto(means, bins, top)(means))
+        laterals = [lay(x, train) for x, lay in zip(maps[:-1], self.lateral_convs, strict=True)]
         joined = only(jnp.concatenate([last, *pooled], -1), top)
         laterals.append(self.bottleneck(joined, train))
         for level in range(top, 0, -1):
-            laterals[level - 1] += onto(laterals[level], own[level], level - 1)
+            x = laterals[level]
+            laterals[level - 1] += onto(x, own[level], level - 1)(x)
         levels = [
-            conv(only(laterals[level], level), train) for level, conv in enumerate(self.fpn_convs)
+            lay(only(laterals[level], level), train) for level, lay in enumerate(self.fpn_convs)
         ]
         levels.append(laterals[top])
-        aligned = [onto(x, own[level], 0) for level, x in enumerate(levels)]
-        joined = only(jnp.concatenate(aligned, -1), 0)
-        return self.conv_seg(self.fpn_bottleneck(joined, train), key)
+        # The bottleneck convolves all levels side by side, resized to the first: a sum over levels.
+        kernel = self.fpn_bottleneck.conv.kernel[...]
+        first, *kernels = jnp.split(kernel, len(levels), axis=2)
+        half = kernel.shape[0] // 2
+        around = ((half, half), (half, half))
+        y = conv(only(levels[0], 0), first, 1, around).astype(jnp.float32)
+        for level, part in enumerate(kernels, start=1):
+            x = levels[level]
+            y += onto(x, own[level], 0).then_convolve(x, part)
+        return self.conv_seg(self.fpn_bottleneck.behind(y, train), key)
 
 
 class FCNHead(nnx.Module):
