@@ -149,7 +149,7 @@ class Resizing:
 
 
 def _shifted(matrix: Any, size: int) -> Any:
-    """For each place of a kernel, a matrix [..., after, before] moved: [..., size, after, before]."""
+    """A matrix [..., after, before] moved to each place of a kernel: [..., size, after, before]."""
     half, after = size // 2, matrix.shape[-2]
     xp = np if isinstance(matrix, np.ndarray) else jnp
     around = [(0, 0)] * (matrix.ndim - 2) + [(half, half), (0, 0)]

@@ -125,6 +125,7 @@ def test_what_cannot_be_trained(overrides, fragments, env, tmp_path):
         assert fragment in done.stderr
 
 
+@pytest.mark.slow  # two programs of its own
 def test_a_backbone_from_a_classifier(folders, env, tmp_path):
     """Of a run of ours; the stages are its, the rest is new, and the start says so."""
     digits, scenes = tmp_path / "digits", tmp_path / "scenes"
