@@ -10,11 +10,10 @@ from segmentation import hf_upernet
 from torch.nn import functional
 
 from convnext_jax import tree
-from convnext_jax.models.spec import params_of
-from convnext_jax.models.variants import VARIANTS
+from convnext_jax.models.spec import ModelSpec
 from convnext_jax.segmentation.loss import pixel_loss, segmentation_loss
 from convnext_jax.segmentation.resize import adaptive_mean, resize
-from convnext_jax.segmentation.upernet import BatchNorm, Classifier, UPerNet
+from convnext_jax.segmentation.upernet import POOL_SCALES, BatchNorm, Classifier, UPerNet
 
 RNG = np.random.default_rng(0)
 
@@ -62,22 +61,43 @@ def to_torch(x):
     return torch.tensor(np.asarray(x).transpose(0, 3, 1, 2).copy())
 
 
-def test_the_paper_counts_its_parameters():
-    expected = {
-        "tiny": 60_242_636,
-        "small": 81_877_196,
-        "base": 122_102_956,
-        "large": 234_994_796,
-        "xlarge": 391_140_396,
-    }
-    for name, count in expected.items():
-        variant = VARIANTS[f"convnext_{name}"]
-        model = nnx.eval_shape(
-            lambda v=variant: UPerNet(
-                num_classes=150, depths=v.depths, dims=v.dims, rngs=nnx.Rngs(0)
-            )
+# Parameters, and billions of multiply-adds at 2048x512 (22K: 2560x640), as the paper counts them:
+# without the auxiliary head.
+PAPER = {
+    "tiny": (60_242_636, 938.5, None),
+    "small": (81_877_196, 1026.8, None),
+    "base": (122_102_956, 1169.3, 1827.1),
+    "large": (234_994_796, None, 2457.3),
+    "xlarge": (391_140_396, None, 3334.3),
+}
+
+
+def places(name, height, width):
+    """Where the reference applies a kernel of an image of this size: how often, in all."""
+    part, kind, number = (name.split("/") + ["", ""])[:3]
+    if kind == "psp_modules":
+        return POOL_SCALES[int(number)] ** 2
+    level = int(number) if kind not in ("bottleneck", "fpn_bottleneck", "conv_seg") else 0
+    if kind == "bottleneck":
+        level = 3
+    stride = 4 * 2**level
+    return (height // stride) * (width // stride)
+
+
+@pytest.mark.parametrize("size", PAPER)
+def test_the_paper_counts_its_parameters_and_multiply_adds(size):
+    """Each kernel is a layer of the reference; the decoder here takes fewer products."""
+    shapes = tree.flatten_with_names(ModelSpec(f"upernet_convnext_{size}", 150).abstract_params())
+    parameters, at_512, at_640 = PAPER[size]
+    assert sum(leaf.size for leaf in shapes.values()) == parameters
+    for crop, expected in ((512, at_512), (640, at_640)):
+        macs = sum(
+            leaf.size * places(name, crop, 4 * crop)
+            for name, leaf in shapes.items()
+            if name.endswith("kernel") and not name.startswith("auxiliary_head")
         )
-        assert sum(leaf.size for leaf in jax.tree.leaves(params_of(model))) == count, name
+        if expected is not None:
+            assert macs / 1e9 == pytest.approx(expected, abs=0.06)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (20, 20), (7, 31), (5, 3), (1, 1)])
