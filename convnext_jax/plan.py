@@ -29,16 +29,17 @@ from ml_collections import config_flags
 
 from convnext_jax.config import Config, all_keys, resolve, unknown_key
 from convnext_jax.data.prepared import base_name
-from convnext_jax.data.sources import open_source
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.planning.compiling import Job, Variant, analyse, measure, search
 from convnext_jax.planning.machines import GIB, Machine, describe_devices, parse_machine
 from convnext_jax.planning.whole_run import feeding
+from convnext_jax.wings import wing_of
 
 # Classes and examples of the splits of datasets that may be planned for without having them.
 DATASETS = {
     "imagenet2012": (1000, {"train": 1_281_167, "validation": 50_000}),
     "imagenet22k": (21_841, {"train": 14_197_122}),
+    "ade20k": (150, {"train": 20_210, "validation": 2_000}),
 }
 # Their bytes as prepared, which are those of the images, and their files.
 PREPARED = {"imagenet2012": (144 * 10**9, 1024), "imagenet22k": (1310 * 10**9, 2048)}
@@ -126,7 +127,7 @@ def dataset_size(config: Config) -> tuple[int, int]:
     """
     data = config.data
     try:
-        source = open_source(data.name, data.train_split, data.dir)
+        source = wing_of(config.model.name).open(config, data.train_split)
     except InputError:
         if base_name(data.name) not in DATASETS:
             raise
@@ -140,7 +141,7 @@ def held_out_size(config: Config) -> int:
     """Examples of the evaluation split; raises InputError where that is neither here nor known."""
     data = config.data
     try:
-        return len(open_source(data.name, data.eval_split, data.dir))
+        return len(wing_of(config.model.name).open(config, data.eval_split))
     except InputError:
         if base_name(data.name) not in DATASETS:
             raise
