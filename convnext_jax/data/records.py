@@ -4,6 +4,7 @@ Reading goes through `tfds.data_source` over array_record files and does not imp
 images come encoded, as they are stored.
 """
 
+import abc
 import functools
 import threading
 from typing import Any
@@ -20,7 +21,7 @@ _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 _FILE_NAME_FEATURES = ("file_name", "filename", "image_id", "id", "index")
 
 
-class Records:
+class Records(abc.ABC):
     """A split of a prepared dataset; what kinds of sources have in common.
 
     Its files are opened at the first read.
@@ -79,9 +80,9 @@ class Records:
         """Dataset and split, as messages name them."""
         return f"dataset `{self.name}`, split `{self.split}`"
 
+    @abc.abstractmethod
     def _choose(self, info: tfds.core.DatasetInfo) -> None:
         """Takes what a kind of source needs from the description of the dataset."""
-        raise NotImplementedError
 
     def _record(self, index: int) -> dict[str, Any]:
         """Reads a record.

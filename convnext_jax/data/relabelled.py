@@ -1,17 +1,12 @@
 """A dataset whose labels are those of a model, which has the same classes in another order."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from convnext_jax.constants import IGNORED
-
-if TYPE_CHECKING:
-    from convnext_jax.data.mask_folder import MaskFolder
-    from convnext_jax.data.masks import MaskSource
-    from convnext_jax.data.sources import Dataset
 
 
 class Relabelled:
@@ -26,11 +21,11 @@ class Relabelled:
       notes: sentences on the dataset, as it has them.
     """
 
-    def __init__(self, source: "Dataset", places: Sequence[int]):
+    def __init__(self, source: Any, places: Sequence[int]):
         """Opens nothing.
 
         Args:
-          source: the dataset.
+          source: the dataset, as `sources.open_source` gives it.
           places: the new label of each of its labels; a permutation.
         """
         self.name, self.split, self.num_classes = source.name, source.split, source.num_classes
@@ -44,7 +39,7 @@ class Relabelled:
         """Number of examples."""
         return len(self._source)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
         """Reads and decodes one example, as the dataset does; with its new label."""
         image, label = self._source[index]
         return image, self._places[label]
@@ -54,36 +49,14 @@ class Relabelled:
         return str(self._source)
 
 
-class RelabelledMasks:
-    """A split of a dataset of masks with other labels. Can be pickled if the dataset can.
+class RelabelledMasks(Relabelled):
+    """The same of a dataset of masks, as `masks.open_masks` gives it: pixels have new labels."""
 
-    Attributes:
-      name: dataset name, as the dataset has it.
-      split: split, likewise.
-      class_names: name of each class, by the new label.
-      num_classes: how many classes there are.
-      num_files: that reading it keeps open, at most.
-      notes: sentences on the dataset, as it has them.
-    """
-
-    def __init__(self, source: "MaskSource | MaskFolder | RelabelledMasks", places: Sequence[int]):
-        """Opens nothing.
-
-        Args:
-          source: the dataset.
-          places: the new label of each of its labels; a permutation.
-        """
-        self.name, self.split, self.num_classes = source.name, source.split, source.num_classes
-        names = dict(zip(places, source.class_names, strict=True))
-        self.class_names = tuple(names[label] for label in range(self.num_classes))
-        self.num_files, self.notes = source.num_files, source.notes
-        self._source = source
-        self._labels = np.full(256, IGNORED, np.uint8)
+    def __init__(self, source: Any, places: Sequence[int]):
+        """Takes what `Relabelled` does."""
+        super().__init__(source, places)
+        self._labels = np.full(IGNORED + 1, IGNORED, np.uint8)
         self._labels[: self.num_classes] = places
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self._source)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """Reads and decodes one example, as the dataset does; with its new labels."""
@@ -94,10 +67,6 @@ class RelabelledMasks:
     def largest(self) -> tuple[int, int]:
         """Height and width that no mask exceeds."""
         return self._source.largest
-
-    def __str__(self) -> str:
-        """Dataset and split, as messages name them."""
-        return str(self._source)
 
 
 def relabelled(source: Any, places: Sequence[int]) -> Any:

@@ -16,8 +16,8 @@ from convnext_jax.models.spec import ModelDescription, ModelSpec
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.segmentation import inference, metrics
 from convnext_jax.segmentation.loss import segmentation_loss
+from convnext_jax.segmentation.resize import inside
 from convnext_jax.segmentation.transforms import TrainCrops
-from convnext_jax.segmentation.upernet import inside
 from convnext_jax.segmentation.views import Whole, Windows, side_of, windows
 from convnext_jax.training.task import Batch, Evaluation, Metric, Task
 

@@ -172,8 +172,8 @@ class Whole(Views):
         return dataclasses.replace(self, shape=shape)
 
     def _array(self, ratio: float) -> tuple[int, int]:
-        # One more than the ratio says, as sizes are rounded.
-        height, width = (int(side * ratio) + 1 for side in self.shape)
+        # Sizes are rounded, at ratio 1 and again at this one: by up to 1.4 pixels in all.
+        height, width = (math.ceil(side * ratio) + 1 for side in self.shape)
         return height, width
 
     @property

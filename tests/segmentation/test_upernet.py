@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from convnext_jax import tree
 from convnext_jax.models.spec import ModelSpec
+from convnext_jax.segmentation.heads import POOL_SCALES, BatchNorm, Classifier
 from convnext_jax.segmentation.loss import pixel_loss, segmentation_loss
 from convnext_jax.segmentation.resize import adaptive_mean, resize
-from convnext_jax.segmentation.upernet import POOL_SCALES, BatchNorm, Classifier, UPerNet
+from convnext_jax.segmentation.upernet import UPerNet
 
 RNG = np.random.default_rng(0)
 
