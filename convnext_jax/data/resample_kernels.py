@@ -1,30 +1,14 @@
-"""What `resample` computes, compiled by Numba: Pillow's arithmetic in its order, so its pixels.
+"""What `resample` computes, compiled: Pillow's arithmetic in its order, so its pixels.
 
 When resizing, weights are whole multiples of 2^-22 and sums are exact; affine transforms work in
-double precision. As Pillow's, these functions run without the interpreter's lock. They are kept in
-`__pycache__`, or in the user's cache where that cannot be written (NUMBA_CACHE_DIR and
-XDG_CACHE_HOME say where); where that cannot be written either, each process compiles them, which
-takes seconds.
+double precision.
 """
 
-import contextlib
 import math
-from collections.abc import Callable
-from typing import Any
 
-import numba
 import numpy as np
 
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    # Without `error_model`, each division would test for zero and hinder vector instructions.
-    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
-    with contextlib.suppress(RuntimeError):  # "no locator available": nowhere to keep it
-        compiled.enable_caching()
-    return compiled
-
-
-_inlined: Any = numba.njit(inline="always", error_model="numpy")
+from convnext_jax.data.compiled import compiled, inlined
 
 # Bits of a weight below one: of 32 bits, 8 are the pixel's and 2 are headroom.
 _PRECISION = 22
@@ -32,7 +16,7 @@ _PRECISION = 22
 _BLOCK = 16
 
 
-@_compiled
+@compiled
 def resize(source, width, height, left, top, right, bottom, can_start_vertically):
     """Resizes bicubic with antialiasing.
 
@@ -57,7 +41,7 @@ def resize(source, width, height, left, top, right, bottom, can_start_vertically
     return _resized(thin, height, top, bottom)
 
 
-@_compiled
+@compiled
 def affine(source, a, b, c, d, e, f, fill):
     """Takes the pixel at (x, y) from (a x + b y + c, d x + e y + f) of `source`, bicubic.
 
@@ -111,7 +95,7 @@ def affine(source, a, b, c, d, e, f, fill):
     return result
 
 
-@_compiled
+@compiled
 def _resized(source, after, start, stop):
     """Resizes the first axis of contiguous uint8 [N, M, 3] to `after`; gives start..stop-1 of it.
 
@@ -135,7 +119,7 @@ def _resized(source, after, start, stop):
     return result.reshape(stop - start, others, 3)
 
 
-@_compiled
+@compiled
 def _weights(before, after):
     """What each of `after` places takes from the places 0..before-1.
 
@@ -164,7 +148,7 @@ def _weights(before, after):
     return first, count, weights
 
 
-@_compiled
+@compiled
 def _packed(source):
     """Copies uint8 [N, M, 3 or 4] to contiguous [N, M, 3]."""
     rows, columns, _ = source.shape
@@ -176,7 +160,7 @@ def _packed(source):
     return result
 
 
-@_compiled
+@compiled
 def _transposed(source):
     """Copies uint8 [N, M, 3 or 4] to contiguous [M, N, 3]."""
     rows, columns, _ = source.shape
@@ -189,7 +173,7 @@ def _transposed(source):
     return result
 
 
-@_inlined
+@inlined
 def _cubic(distance):
     """Keys's cubic convolution with a = -1/2."""
     x = abs(distance)
@@ -200,13 +184,13 @@ def _cubic(distance):
     return 0.0
 
 
-@_inlined
+@inlined
 def _spline(a, b, c, d, t):
     """The same as a curve through b at t = 0 and c at t = 1."""
     return b + t * ((c - a) + t * ((2 * (a - b) + c - d) + t * (-a + b - c + d)))
 
 
-@_inlined
+@inlined
 def _between(values, a, b, c, d, t):
     """The spline of four pixels."""
     return _spline(
@@ -214,7 +198,7 @@ def _between(values, a, b, c, d, t):
     )
 
 
-@_inlined
+@inlined
 def _inside(place, length):
     """The place, or the nearest inside the image. Unsigned: no test for a negative index."""
     return np.uintp(min(max(place, 0), length - 1))

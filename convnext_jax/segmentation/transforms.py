@@ -12,13 +12,8 @@ import numpy as np
 from PIL import Image
 
 from convnext_jax.constants import IGNORED
+from convnext_jax.data.opencv import recolour, resize_bilinear, resize_nearest
 from convnext_jax.errors import InputError
-from convnext_jax.segmentation.opencv import (
-    hsv_to_rgb,
-    resize_bilinear,
-    resize_nearest,
-    rgb_to_hsv,
-)
 
 # The longer side of an image at most, relative to the shorter one that is aimed at.
 ASPECT = 4
@@ -125,24 +120,22 @@ def photometric(image: np.ndarray, drawn: Photometric) -> np.ndarray:
       drawn: what to do.
     """
     if drawn.brightness is not None:
-        image = _linear(image, 1.0, drawn.brightness)
+        image = _line(1.0, drawn.brightness)[image]
     if drawn.contrast is not None and drawn.contrast_first:
-        image = _linear(image, drawn.contrast, 0.0)
+        image = _line(drawn.contrast, 0.0)[image]
+    hues = np.arange(180, dtype=np.uint8)
     if drawn.saturation is not None:
-        hsv = rgb_to_hsv(image)
-        hsv[..., 1] = _linear(hsv[..., 1], drawn.saturation, 0.0)
-        image = hsv_to_rgb(hsv)
+        image = recolour(image, hues, _line(drawn.saturation, 0.0))
     if drawn.hue is not None:
-        hsv = rgb_to_hsv(image)
-        hsv[..., 0] = (hsv[..., 0].astype(np.int64) + drawn.hue) % 180
-        image = hsv_to_rgb(hsv)
+        image = recolour(image, np.roll(hues, -drawn.hue), _line(1.0, 0.0))
     if drawn.contrast is not None and not drawn.contrast_first:
-        image = _linear(image, drawn.contrast, 0.0)
+        image = _line(drawn.contrast, 0.0)[image]
     return image
 
 
-def _linear(values: np.ndarray, factor: float, summand: float) -> np.ndarray:
-    moved = values.astype(np.float32) * np.float32(factor) + np.float32(summand)
+def _line(factor: float, summand: float) -> np.ndarray:
+    """What each of 256 values becomes: multiplied and added to, clipped and cut off."""
+    moved = np.arange(256, dtype=np.float32) * np.float32(factor) + np.float32(summand)
     return np.clip(moved, 0, 255).astype(np.uint8)
 
 
@@ -186,11 +179,10 @@ class TrainCrops:
         """
         image, labels = np.asarray(example[0]), example[1]
         size = rescaled(image.shape[1], image.shape[0], *draw_scale(rng, self.side, self.scales))
-        image = resize_bilinear(image, size[1], size[0])
         labels = resize_nearest(labels, size[1], size[0])
         top, left = draw_crop(labels, self.crop_size, rng)
-        part = (slice(top, top + self.crop_size), slice(left, left + self.crop_size))
-        image, labels = image[part], labels[part]
+        labels = labels[top : top + self.crop_size, left : left + self.crop_size]
+        image = resize_bilinear(image, size[1], size[0], part=(top, left, *labels.shape))
         if rng.random() < self.flip:
             image, labels = image[:, ::-1], labels[:, ::-1]
         if self.distort:

@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from convnext_jax.constants import IGNORED
+from convnext_jax.data.opencv import resize_bilinear
 from convnext_jax.errors import InputError
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelDescription
 from convnext_jax.models.variants import Preprocessing
-from convnext_jax.segmentation.opencv import resize_bilinear
 from convnext_jax.segmentation.resize import bilinear_taps
 from convnext_jax.segmentation.transforms import ASPECT, rescaled
 from convnext_jax.segmentation.windows import stride_of, window_counts, window_starts

@@ -5,13 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convnext_jax.data.opencv import recolour, resize_bilinear, resize_nearest
 from convnext_jax.segmentation import transforms
-from convnext_jax.segmentation.opencv import (
-    hsv_to_rgb,
-    resize_bilinear,
-    resize_nearest,
-    rgb_to_hsv,
-)
 from convnext_jax.segmentation.transforms import Photometric, TrainCrops
 
 cv2.setNumThreads(1)
@@ -32,6 +27,10 @@ def test_pixels_are_opencvs(before, after):
     image = RNG.integers(0, 256, (*before, 3), np.uint8)
     expected = cv2.resize(image, after[::-1], interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(resize_bilinear(image, *after), expected)
+    top, left, height, width = 1, 2, after[0] - 2, after[1] - 4
+    part = expected[top : top + height, left : left + width]
+    found = resize_bilinear(image, *after, part=(top, left, height, width))
+    np.testing.assert_array_equal(found, part)
     labels = RNG.integers(0, 256, before, np.uint8)
     expected = cv2.resize(labels, after[::-1], interpolation=cv2.INTER_NEAREST)
     np.testing.assert_array_equal(resize_nearest(labels, *after), expected)
@@ -41,11 +40,14 @@ def test_colour_spaces_are_opencvs():
     # Every triple of a fine grid, in rows of 256: OpenCV rounds what is left of 32 pixels.
     grid = np.stack(np.meshgrid(*[np.arange(0, 256, 3)] * 3, indexing="ij"), -1).reshape(-1, 3)
     rgb = np.resize(grid, (len(grid) // 256 * 256, 3)).reshape(-1, 256, 3).astype(np.uint8)
-    expected = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
-    np.testing.assert_array_equal(rgb_to_hsv(rgb), expected)
-    hsv = RNG.integers(0, 256, (2000, 256, 3)).astype(np.uint8)
-    hsv[..., 0] %= 180
-    np.testing.assert_array_equal(hsv_to_rgb(hsv), cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
+    plain = np.arange(180, dtype=np.uint8), np.arange(256, dtype=np.uint8)
+    shuffled = tuple(RNG.permutation(table) for table in plain)
+    # Shuffled, so that every hue meets every saturation on the way back.
+    for hues, saturations in (plain, shuffled):
+        hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
+        hsv[..., 0], hsv[..., 1] = hues[hsv[..., 0]], saturations[hsv[..., 1]]
+        expected = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+        np.testing.assert_array_equal(recolour(rgb, hues, saturations), expected)
 
 
 def mmseg_distortion(image, drawn):
