@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-scaling bench bench-check chaos rehearsal clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-scaling bench bench-check chaos rehearsal clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -46,6 +46,11 @@ results-bfloat16: .venv/.test
 # Measures the input pipeline beside timm's, and writes it into docs/performance.md.
 results-input: .venv/.test
 	$(BIN)/python -m benchmarks.input
+
+# Measures UPerNet beside Hugging Face's, and writes it into docs/performance.md; wants a quiet
+# machine.
+results-segmentation: .venv/.test
+	$(BIN)/python -m benchmarks.segmentation
 
 # Plans large runs on TPU slices, minutes each, and writes what came out into docs/scaling.md.
 results-scaling: .venv/.plan

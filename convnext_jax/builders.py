@@ -189,8 +189,7 @@ def initial_variables(
     key = jax.random.key(config.seed)
     if weights is None:
         shardings = sharding.parameter_shardings(spec.abstract_params(), mesh)
-        draw = jax.jit(lambda key: params_of(spec.create(nnx.Rngs(key))), out_shardings=shardings)
-        return draw(key), None
+        return spec.draw(key, shardings), None
     name, found = f"`init_from` (={config.init_from})", weights.description.spec.name
     if found not in (spec.name, backbone_name(spec.name)):
         raise InputError(f"{name} must hold weights of {spec.name}, and has those of {found}")

@@ -1,11 +1,23 @@
 """Settings for every test; they have to be made before JAX is imported."""
 
 import os
+import signal
+
+# A shell starts what runs in the background with interrupts ignored, and children inherit that:
+# processes that tests interrupt would not notice.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-_DEVICES = "--xla_force_host_platform_device_count"
-if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+# Most of the time goes to compiling programs that then run once.
+_FLAGS = {
+    "--xla_force_host_platform_device_count": "8",
+    "--xla_backend_optimization_level": "0",
+    "--xla_llvm_disable_expensive_passes": "true",
+}
+_GIVEN = os.environ.get("XLA_FLAGS", "")
+_ADDED = [f"{name}={value}" for name, value in _FLAGS.items() if name not in _GIVEN]
+os.environ["XLA_FLAGS"] = " ".join([_GIVEN, *_ADDED]).strip()
 
 import jax  # noqa: E402
 

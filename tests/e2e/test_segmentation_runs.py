@@ -38,6 +38,7 @@ def whole(folders, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow  # test_resume.py has the loop's part
 def test_a_killed_run_ends_bit_identical(whole, env, tmp_path):
     command = commands.train_command(tmp_path, *OVERRIDES, config=CONFIG)
     assert kill_when(command, env, lambda: commands.last_step(tmp_path) >= 5)

@@ -222,10 +222,12 @@ def test_the_pods_processes_meet(tmp_path):
     port = free_port()
     results = [None, None]
 
+    # Once: a stand-in that one pod runs cannot be written for the other.
+    shared = environment(tmp_path, [["join", "join"]])
+
     def start(index):
         # A pod's own variables too, by which JAX would look for a cluster by itself.
-        extra = resolve(container, index, port) | {"KUBERNETES_SERVICE_HOST": "192.0.2.1"}
-        env = environment(tmp_path, [["join", "join"]], **extra)
+        env = shared | resolve(container, index, port) | {"KUBERNETES_SERVICE_HOST": "192.0.2.1"}
         command = shlex.join([*entrypoint(), *container["args"]])
         results[index] = run(["bash", "-c", command], env)
 
