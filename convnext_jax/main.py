@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import itertools
 import os
+import sys
 import time
 from collections.abc import Sequence
 
@@ -76,9 +77,12 @@ def run(config: Config, place: str, preemption: processes.Preemption) -> None:
         results = summary.write_summary(workdir, facts, job.metric)
         summary.write_curves(workdir, f"{results['model']} on {results['dataset']}", job.metric)
         mirror.close()
-        # Of several processes none has all parameters; `predict` draws then.
+        # Of several processes none has all parameters.
         if job.page is not None and state is not None and jax.process_count() == 1:
-            job.page(workdir / "examples.png", *state.candidates()[results["evaluated"]])
+            try:
+                job.page(workdir / "examples.png", *state.candidates()[results["evaluated"]])
+            except OSError as error:  # the run itself is complete
+                print(f"warning: examples.png was not written: {error}", file=sys.stderr)
     print(summary.final_line(results, workdir, job.metric))
 
 

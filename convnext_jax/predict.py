@@ -131,11 +131,15 @@ def _segment(arguments: argparse.Namespace, weights: Weights, images: list[str])
     if arguments.output is None:
         raise InputError(f"`--output` must be the folder to write to: {weights} segments images")
     folder, names = Path(arguments.output), output_names(images, arguments.images)
+    probe = folder / f".write-test-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
     except OSError as error:
-        raise InputError(f"`--output` (={folder}) must be a folder: {error}") from error
-    _writable(folder / "outputs")
+        raise InputError(
+            f"`--output` (={folder}) must be a folder that can be written: {error}"
+        ) from error
     description, which = weights.description, weights.parameters
     class_names = description.class_names
     if class_names is None and description.spec.num_classes == len(ade20k_classes.CLASSES):

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from convnext_jax.data.annotations import Labelling
+from convnext_jax.errors import InputError
 
 # Annotations that are counted, spread evenly over a split.
 _COUNTED = 200
@@ -32,7 +33,7 @@ def label_notes(
       read: decodes an annotation by its index, and tells its name; called from several threads.
 
     Raises:
-      InputError: as `read`, or a value is that of no class.
+      InputError: as `read`, or a value is that of no class, or all are ignored.
     """
     indices = np.linspace(0, size - 1, min(size, _COUNTED)).round().astype(int).tolist()
 
@@ -41,6 +42,11 @@ def label_notes(
 
     with futures.ThreadPoolExecutor(_THREADS) as threads:
         pixels, ignored = labelling.label_counts(sum(threads.map(count, indices), np.zeros(256)))
+    if not pixels.sum():
+        raise InputError(
+            f"{what}: no pixel of {len(indices)} annotations has a class: all have the value that"
+            " is ignored"
+        )
     of_all = pixels.sum() + ignored
     frequent = np.argsort(-pixels, kind="stable")[:_NAMED].tolist()
     seen = [f"{class_names[c]} {pixels[c] / of_all:.1%}" for c in frequent if pixels[c]] or ["none"]

@@ -48,7 +48,7 @@ class MaskFolder:
         exif: bool = False,
         *,
         first_label: int = 0,
-        ignored: int | None = IGNORED,
+        ignored: int | None = None,
         histogram: bool = False,
     ):
         """Lists the files of the split; opens none but that of the classes.
@@ -58,7 +58,7 @@ class MaskFolder:
           split: name of a folder in both.
           exif: turn an image and its annotation as the image's EXIF orientation says.
           first_label: value of the first class in the annotations.
-          ignored: value of pixels that belong to no class; None: there is none.
+          ignored: value of pixels that belong to no class; None: 255.
           histogram: count the labels of up to 200 annotations, for `notes`.
 
         Raises:
@@ -73,7 +73,14 @@ class MaskFolder:
         _check_split(root, split)
         self.class_names = _read_classes(root / _CLASSES)
         self.num_classes = len(self.class_names)
-        self._labelling = Labelling(self.num_classes, first_label, ignored)
+        self._labelling = Labelling(
+            self.num_classes, first_label, IGNORED if ignored is None else ignored
+        )
+        if ignored is None and first_label + self.num_classes > IGNORED:
+            raise InputError(
+                f"`ignored` must be given for {self.num_classes} classes from `first_label`"
+                f" (={first_label}) on: its default, {IGNORED}, is {self.class_names[-1]}'s value"
+            )
         images, other_images = _by_stem(root / _IMAGES, split, IMAGE_EXTENSIONS)
         masks, other_masks = _by_stem(root / _ANNOTATIONS, split, _ANNOTATION_EXTENSIONS)
         _check_pairs(root, images, masks)

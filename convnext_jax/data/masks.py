@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from convnext_jax.constants import IGNORED
 from convnext_jax.data import folder, scenes
 from convnext_jax.data.annotations import Labelling, decode_annotation, read_pair, size_of
 from convnext_jax.data.histogram import label_notes
@@ -218,7 +217,7 @@ def open_masks(
             split,
             exif,
             first_label=first_label,
-            ignored=IGNORED if ignored is None else ignored,
+            ignored=ignored,
             histogram=histogram,
         )
     if base_name(name) == scenes.NAME:

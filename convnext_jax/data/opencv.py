@@ -37,7 +37,8 @@ def resize_bilinear(
 def resize_nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes [H, W] to [height, width] (`cv2.INTER_NEAREST`): from the upper left, not centred."""
     rows, columns = (
-        np.minimum((np.arange(after) * (before / after)).astype(np.int64), before - 1)
+        # Not `before / after`, which is rounded otherwise.
+        np.minimum((np.arange(after) * (1 / (after / before))).astype(np.int64), before - 1)
         for before, after in zip(labels.shape, (height, width), strict=True)
     )
     return labels[rows][:, columns]

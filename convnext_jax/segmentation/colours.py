@@ -11,13 +11,17 @@ from convnext_jax.data import ade20k_classes
 
 # Of pixels that are of no class.
 _OF_NONE = (0, 0, 0)
-# A turn of hue by this share of the circle never comes near an earlier one.
+# A turn of hue by this share of the circle stays away from the turns just before it.
 _GOLDEN = 0.618034
+
+# Of an example on a page, pixels.
+_SIDE = 400
 
 
 def palette(num_classes: int, class_names: Sequence[str] | None = None) -> np.ndarray:
-    """A colour for each class: ADE20K's usual ones for its classes, else colours far apart.
+    """A colour for each class: ADE20K's usual ones for its classes, else hues all around.
 
+    Up to some 20 classes can be told apart; of more, some look alike.
     Two of ADE20K's classes, road and skyscraper, share a colour: pictures are to look at, not to
     read labels from.
 
@@ -69,13 +73,23 @@ def page(
       columns: examples beside each other.
     """
     gap = 4
-    width = max(image.width for image, _, _ in rows) + gap
-    height = max(image.height for image, _, _ in rows) + gap
+    small = [tuple(_small(x) for x in row) for row in rows]
+    width = max(image.width for image, _, _ in small) + gap
+    height = max(image.height for image, _, _ in small) + gap
     lines = -(-len(rows) // columns)
     sheet = Image.new("RGB", (columns * (3 * width + gap), lines * height), "white")
-    for number, (image, truth, found) in enumerate(rows):
+    for number, (image, *labels) in enumerate(small):
         left, top = number % columns * (3 * width + gap), number // columns * height
-        pictures = (image, overlay(image, truth, colours), overlay(image, found, colours))
+        pictures = (image, *(overlay(image, np.asarray(x), colours) for x in labels))
         for i, picture in enumerate(pictures):
             sheet.paste(picture, (left + i * width, top))
     return sheet
+
+
+def _small(picture: Image.Image | np.ndarray) -> Image.Image:
+    """An image, or labels, with sides of `_SIDE` pixels at most."""
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    factor = min(1.0, _SIDE / max(image.size))
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    smooth = isinstance(picture, Image.Image)
+    return image.resize(size, Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST)

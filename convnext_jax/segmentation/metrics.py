@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from convnext_jax.constants import IGNORED
+from convnext_jax.errors import InputError
 
 
 def class_areas(
@@ -73,7 +74,12 @@ def scores(areas: Mapping[str, np.ndarray]) -> dict[str, float]:
 
     Returns:
       `miou` and `macc`, means over classes; `aacc`, the share of all pixels that are right.
+
+    Raises:
+      InputError: no pixel has a class.
     """
+    if not np.sum(areas["labelled"]):
+        raise InputError("no pixel of the annotations has a class: all have the ignored value")
     of_classes = class_scores(areas)
     return {
         "miou": float(np.nanmean(of_classes["iou"])),

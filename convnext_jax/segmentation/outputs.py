@@ -1,8 +1,9 @@
 """What is written of a segmented image: two pictures and the areas of its classes."""
 
+import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ def output_names(images: Sequence[str], places: Sequence[str]) -> list[str]:
     """
     names: dict[str, str] = {}
     for image in images:
-        inside = [place for place in places if os.path.isdir(place) and image.startswith(place)]
-        start = max(inside, key=len, default=os.path.dirname(image))
-        name = os.path.splitext(os.path.relpath(image, start or "."))[0]
+        path = os.path.abspath(image)
+        folders = [os.path.abspath(place) for place in places if os.path.isdir(place)]
+        inside = [folder for folder in folders if os.path.commonpath([folder, path]) == folder]
+        start = max(inside, key=len, default=os.path.dirname(path))
+        name = os.path.splitext(os.path.relpath(path, start))[0]
         if name in names:
             raise InputError(
                 f"{names[name]} and {image} would both be written to {name}{_ENDINGS[0]}: give"
@@ -68,18 +71,25 @@ def write_outputs(
       described: what the JSON file holds.
 
     Raises:
-      RunError: a file cannot be written.
+      RunError: a file cannot be written; nothing incomplete is left.
     """
+    labels = label_picture(found.labels, colours)
+    pictures = (labels, overlay(found.image, found.labels, colours))
+    text = json.dumps(described, indent=2) + "\n"
     try:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        labels = label_picture(found.labels, colours)
-        pictures = (labels, overlay(found.image, found.labels, colours))
         for ending, picture in zip(_ENDINGS, pictures, strict=False):
-            part = folder / f"{name}.{os.getpid()}.part"
-            picture.save(part, "PNG")
-            part.replace(folder / f"{name}{ending}")
-        part = folder / f"{name}.{os.getpid()}.part"
-        part.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        part.replace(folder / f"{name}{_ENDINGS[-1]}")
+            write_at_once(folder / f"{name}{ending}", functools.partial(picture.save, format="PNG"))
+        write_at_once(folder / f"{name}{_ENDINGS[-1]}", lambda part: part.write_text(text, "utf-8"))
     except OSError as error:
         raise RunError(f"writing below {folder} failed: {error}") from error
+
+
+def write_at_once(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file beside `path`, which gets its name when it is complete; raises OSError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -35,7 +35,8 @@ def rescaled(width: int, height: int, longer: int, shorter: int) -> tuple[int, i
       shorter: likewise.
     """
     factor = min(longer / max(width, height), shorter / min(width, height))
-    return int(width * factor + 0.5), int(height * factor + 0.5)
+    # The reference has no image so thin that nothing would be left of a side.
+    return max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
 
 
 def draw_scale(

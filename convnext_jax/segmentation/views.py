@@ -34,6 +34,8 @@ RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 _TAPS = 4
 # Of a side in pixels, so that the last stage sees something.
 _SMALLEST = 32
+# Of an image that is so thin that its longer side decides, the shorter one.
+_PATCH = 4
 
 
 def canvas(largest: tuple[int, int]) -> tuple[int, int]:
@@ -115,7 +117,7 @@ class Windows(Views):
         """
         image, labels = np.asarray(example[0]), example[1]
         shape = image.shape[:2] if labels is None else labels.shape
-        width, height = rescaled(image.shape[1], image.shape[0], ASPECT * self.side, self.side)
+        width, height = _seen_size(image.shape[1], image.shape[0], ASPECT * self.side, self.side)
         image = resize_bilinear(image, height, width)
         row = self.blank | self._annotation(labels, (shape[0], shape[1]))
         counts = [window_counts(s, self.crop, stride_of(self.crop)) for s in (height, width)]
@@ -158,7 +160,7 @@ class Whole(Views):
 
     def _size(self, width: int, height: int, ratio: float) -> tuple[int, int]:
         longer, shorter = int(ASPECT * self.side * ratio), int(self.side * ratio)
-        new_width, new_height = rescaled(width, height, longer, shorter)
+        new_width, new_height = _seen_size(width, height, longer, shorter)
         return new_height, new_width
 
     def bucket(self, width: int, height: int) -> tuple[int, int]:
@@ -281,10 +283,22 @@ def whole(model: ModelDescription, largest: tuple[int, int], ratios: tuple[float
     views = _views(model, largest)
     if views[1] * min(ratios) < _SMALLEST:
         raise InputError(
-            f"the shorter side of images (={views[1]} pixels) times the smallest ratio"
-            f" (={min(ratios)}) must be {_SMALLEST} pixels or more"
+            f"the shorter side of images (={views[1]} pixels, `data.image_size` divided by"
+            f" `data.eval_crop`) times the smallest ratio of several sizes (={min(ratios)}) must be"
+            f" {_SMALLEST} pixels or more"
         )
     return Whole(*views, ratios=ratios, mirrored=True)
+
+
+def _seen_size(width: int, height: int, longer: int, shorter: int) -> tuple[int, int]:
+    """`rescaled`; raises InputError where less than a patch of the stem is left of a side."""
+    size = rescaled(width, height, longer, shorter)
+    if min(size) < _PATCH:
+        raise InputError(
+            f"an image of {width} x {height} pixels is too thin: at most {longer} pixels long, it"
+            f" would have {min(size)} pixels across, and {_PATCH} are the least"
+        )
+    return size
 
 
 def _views(

@@ -70,8 +70,7 @@ def test_255_is_ignored_unless_something_else_is_said(root):
         InputError, match=r"val/a/000.png has \d+ pixels of value 0; values must be"
     ):
         MaskFolder(root, "val", first_label=1)[0]
-    with pytest.raises(InputError, match=r"value 3; values must be in 0..2; no value is ignored"):
-        MaskFolder(root, "val", ignored=None)[0]
+    fails("`ignored` must be given for 3 classes from `first_label`", root, "val", first_label=253)
     fails("there must be 1 to 2 classes, not 3", root, "val", first_label=254)
 
 

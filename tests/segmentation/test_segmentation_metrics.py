@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
+from convnext_jax.errors import InputError
 from convnext_jax.segmentation.metrics import class_areas, class_scores, scores
 
 CLASSES = 6
@@ -47,3 +48,9 @@ def test_each_image_is_counted_alone():
         alone = class_areas(predictions[i : i + 1], labels[i : i + 1], CLASSES)
         for name, value in alone.items():
             np.testing.assert_array_equal(value[0], whole[name][i])
+
+
+def test_a_set_without_a_class_has_no_scores():
+    nothing = dict.fromkeys(("intersection", "predicted", "labelled"), np.zeros(3, np.int64))
+    with pytest.raises(InputError, match="no pixel of the annotations has a class"):
+        scores(nothing)

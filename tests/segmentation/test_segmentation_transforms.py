@@ -36,6 +36,21 @@ def test_pixels_are_opencvs(before, after):
     np.testing.assert_array_equal(resize_nearest(labels, *after), expected)
 
 
+def test_rows_of_labels_are_opencvs_at_any_size():
+    """Places are products that are cut off: at some sizes the last bit of a factor decides."""
+    for before, after in np.random.default_rng(0).integers(1, 2049, (4000, 2)).tolist():
+        labels = np.arange(before, dtype=np.uint16)[:, None].astype(np.float32)
+        expected = cv2.resize(labels, (1, after), interpolation=cv2.INTER_NEAREST)
+        np.testing.assert_array_equal(
+            resize_nearest(labels, after, 1), expected, f"{before} -> {after}"
+        )
+
+
+def test_an_image_of_one_row_stays_one():
+    row = TrainCrops(32, 32)((Image.new("RGB", (900, 1)), np.zeros((1, 900), np.uint8)), RNG)
+    assert row["size"][0] >= 1
+
+
 def test_colour_spaces_are_opencvs():
     # Every triple of a fine grid, in rows of 256: OpenCV rounds what is left of 32 pixels.
     grid = np.stack(np.meshgrid(*[np.arange(0, 256, 3)] * 3, indexing="ij"), -1).reshape(-1, 3)
