@@ -55,7 +55,7 @@ def draw_scene(
     scans: np.ndarray,
     digits: np.ndarray,
 ) -> Scene:
-    """Draws 1 to 3 light digits, seldom 4, wholly inside and apart from each other, on a dim photograph.
+    """Draws some light digits, wholly inside and apart from each other, on a dim photograph.
 
     Args:
       rng: all that is random comes from it.
