@@ -14,8 +14,8 @@ from convnext_jax.config import default_config
 def get_config() -> ConfigDict:
     """The run that docs/segmentation.md shows."""
     config = default_config()
-    config.num_epochs = 14.0
-    config.eval_every_epochs = 7.0
+    config.num_epochs = 13.0
+    config.eval_every_epochs = 6.5
     config.log_every_steps = 100
 
     config.model.name = "upernet_convnext_atto"

@@ -10,11 +10,11 @@ from PIL import Image
 # Height and width of a scene, pixels.
 SIZE = 96
 # Height and width that the 8 x 8 pixels of a scan are drawn at.
-_SCAN_SIZES = (44.0, 68.0)
+_SCAN_SIZES = (40.0, 64.0)
 # Less than half-way to where a 6 looks like a 9.
 _DEGREES = (-20.0, 20.0)
-# Digits that are tried; what finds no free place is left out, and four hardly ever fit.
-_MOST_DIGITS = 4
+# Digits that are tried; what finds no free place is left out, and five hardly ever fit.
+_MOST_DIGITS = 5
 # Sides of the parts of photographs that become a scene.
 _CROP_SIDES = (SIZE, 160)
 _OPACITIES = (0.85, 1.0)

@@ -29,7 +29,7 @@ _TEST_COLUMNS = (320, 480)
 
 
 class DigitScenes(tfds.core.GeneratorBasedBuilder):
-    """Scenes with 1 to 3 digits each, seldom 4, their masks and boxes; splits `train` and `test`.
+    """Scenes with 1 to 4 digits each, seldom 5, their masks and boxes; splits `train` and `test`.
 
     They are always the same. The splits share neither a scan nor a pixel of a photograph: scans
     are those of the splits of `digits`, and photographs are cut into parts.

@@ -83,7 +83,7 @@ def test_labels_instances_boxes_and_classes_say_the_same(records):
             assert (mask.shape, mask.dtype) == ((SIDE, SIDE), np.uint8)
         boxes, classes = (np.array(record["objects"][key]) for key in ("bbox", "label"))
         count = len(classes)
-        assert 1 <= count <= 4 and boxes.shape == (count, 4)
+        assert 1 <= count <= 5 and boxes.shape == (count, 4)
         np.testing.assert_array_equal(np.unique(instances), np.arange(count + 1))
         np.testing.assert_array_equal(label, np.append(0, 1 + classes)[instances])
         # Float32 holds multiples of 1/96 to 1e-7, so their products with 96 round to integers.
@@ -98,11 +98,11 @@ def test_all_sizes_numbers_and_digits_occur(records):
     counts = np.bincount(classes, minlength=10)
     # Some 1,400 digits, drawn evenly: 140 of each with a deviation of 11.
     assert counts.min() > 0.6 * counts.mean() and counts.max() < 1.4 * counts.mean()
-    assert {len(record["objects"]["label"]) for record in records} >= {1, 2, 3}
+    assert {len(record["objects"]["label"]) for record in records} >= {1, 2, 3, 4}
     boxes = np.concatenate([np.array(record["objects"]["bbox"]) for record in records]) * SIDE
     heights = boxes[:, 2] - boxes[:, 0]
-    # A scan of 8 rows becomes 44 to 68 pixels, and its ink a little less; or more, being turned.
-    assert 30 <= heights.min() < 48 and 64 < heights.max() < 84
+    # A scan of 8 rows becomes 40 to 64 pixels, and its ink a little less; or more, being turned.
+    assert 28 <= heights.min() < 44 and 60 < heights.max() < 80
     assert 0 <= boxes.min() <= 1 and SIDE - 1 <= boxes.max() <= SIDE  # to the borders, not beyond
 
 
@@ -190,7 +190,7 @@ def test_they_are_always_the_same(data_dir):
     assert done.stdout.strip() == here["digest"]
     drawn = list(scenes.draw_split("test"))
     # Published numbers belong to these very scenes.
-    assert [scene.digits for scene in drawn[:4]] == [(0,), (5, 8), (6, 8), (5, 4)]
+    assert [scene.digits for scene in drawn[:4]] == [(0,), (5, 8, 5), (6, 8), (5, 4)]
     # And they are what was written.
     source = open_masks("digit_scenes", "test", data_dir)
     for index in range(0, 200, 7):
