@@ -32,6 +32,7 @@ from convnext_jax.wings import wing_of
 
 # Flags that only some tasks have; a wing lists its own.
 _OPTIONS = ("confusion", "per_class", "multi_scale")
+_VALUES = ("first_label", "ignored")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -66,6 +67,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="of a model that segments: whole images in six sizes, also mirrored, as in the paper's"
         " main table, instead of windows",
     )
+    parser.add_argument(
+        "--first_label",
+        type=int,
+        metavar="VALUE",
+        help="of a model that segments: value of the first class in the annotations",
+    )
+    parser.add_argument(
+        "--ignored",
+        type=int,
+        metavar="VALUE",
+        help="of a model that segments: value of pixels that are of no class",
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     return parser.parse_args(arguments)
 
@@ -82,8 +95,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     # A run says what it evaluated on.
     wing = wing_of(model.spec.name)
     options = {name: getattr(arguments, name) for name in _OPTIONS}
-    for name, value in options.items():
-        if value and name not in wing.options:
+    numbers = {
+        name: getattr(arguments, name) for name in _VALUES if getattr(arguments, name) is not None
+    }
+    for name in [*(name for name in options if options[name]), *numbers]:
+        if name not in wing.options | wing.values:
             raise InputError(f"`--{name}` must not be given for {model.spec.name}: see --help")
     # Converted weights say nothing of a dataset.
     values = weights.config or {"data": {"name": arguments.dataset, "global_batch": 64}}
@@ -94,6 +110,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "eval_batch": arguments.batch_size,
         "on_error": arguments.on_error,
     }
+    # What a run said of its own dataset's annotations does not hold for another.
+    inherited = arguments.dataset in (None, values["data"]["name"])
+    labels = values.get("segmentation", {}) if wing.values else {}
+    kept = {key: value for key, value in labels.items() if inherited or key not in wing.values}
+    values["segmentation"] = kept | numbers
     values["data"] |= {key: value for key, value in given.items() if value is not None}
     if values["data"]["name"] is None:
         raise InputError(f"`--dataset` must be given: {arguments.checkpoint} comes from no run")

@@ -30,6 +30,8 @@ class Wing:
         evaluated, to totals that are added up.
       options: names of the further options of `parts`, which are also flags of `evaluate`.
       words: results of an evaluation -> how people read them.
+      values: keys of `segmentation` that say what the values of annotations mean, and are also
+        flags of `evaluate`.
       page: (file, model, parameters, batch statistics, data) -> None, draws examples to look at;
         None: there is nothing to draw.
     """
@@ -41,6 +43,7 @@ class Wing:
     parts: Callable[..., list[tuple[Any, Evaluation]]]
     options: frozenset[str]
     words: Callable[[Mapping[str, Any]], str]
+    values: frozenset[str] = frozenset()
     page: Callable[..., None] | None = None
 
 
@@ -99,6 +102,7 @@ WINGS = {
         parts=_parts_of_masks,
         options=frozenset({"multi_scale", "per_class"}),
         words="mean IoU {miou:.2%}, mean accuracy {macc:.2%}, of all pixels {aacc:.2%}".format_map,
+        values=frozenset({"first_label", "ignored"}),
         page=draw_page,
     ),
 }

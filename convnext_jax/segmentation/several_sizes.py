@@ -56,7 +56,8 @@ def parts(
       source: images and their annotations.
       ratios: what the shorter side is multiplied by, for each size.
       per_class: see `task.evaluation`.
-      skip: leave out examples that cannot be read.
+      skip: go on where examples cannot be read; evaluation meets them again, and says why it
+        leaves them out.
 
     Returns:
       For each bucket its examples, and how they are evaluated: to totals that are added up.
@@ -76,12 +77,16 @@ def parts(
         return views.bucket(*image.size)
 
     found: dict[tuple[int, int], list[int]] = {}
+    unreadable = []
     with futures.ThreadPoolExecutor() as threads:
         for index, shape in enumerate(threads.map(bucket, range(len(source)))):
-            if shape is not None:
+            if shape is None:
+                unreadable.append(index)
+            else:
                 found.setdefault(shape, []).append(index)
     if not found:
         raise InputError(f"no example of {source} can be read")
+    found[min(found)] += unreadable
     return [
         (
             Part(source, tuple(indices)),

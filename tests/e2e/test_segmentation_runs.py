@@ -91,8 +91,9 @@ def test_a_finished_run_is_evaluated_and_draws(whole, folders, env, tmp_path):
     assert rows[0] == "class,pixels,iou,accuracy" and rows[1].startswith("background,")
     assert len(rows) == 12
 
-    refused = commands.run([*evaluate, "--confusion", tmp_path / "x.csv"], env)
-    assert refused.returncode == 2 and "`--confusion` must not be given" in refused.stderr
+    for option, value in (("--confusion", tmp_path / "x.csv"), ("--ignored", 3)):
+        refused = commands.run([*evaluate, option, str(value)], env)
+        assert refused.returncode == 2 and "must not be given" in refused.stderr
 
     photos = tmp_path / "photos"
     commands.write_digit_folders(photos, 3)
