@@ -3,10 +3,11 @@
 import os
 import signal
 
-# A shell starts what runs in the background with interrupts ignored, and children inherit that:
-# processes that tests interrupt would not notice.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts what runs in the background with interrupts ignored, `nohup` with hangups, and
+# children inherit that: processes that tests signal would not notice. Handlers are not inherited.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the time goes to compiling programs that then run once.

@@ -3,6 +3,7 @@
 import os
 import resource
 import threading
+import types
 from concurrent import futures
 
 import pytest
@@ -86,7 +87,8 @@ def test_a_reader_that_failed_once_is_replaced(source, shards):
 
 
 def test_a_file_that_was_cut_short_is_damaged_for_good(source, shards, monkeypatch):
-    monkeypatch.setattr(retry.time, "sleep", lambda seconds: pytest.fail("tried again"))
+    sleep = types.SimpleNamespace(sleep=lambda seconds: pytest.fail("tried again"))
+    monkeypatch.setattr(retry, "time", sleep)
     content = shards[0].read_bytes()
     for length in (len(content) // 2, 0):
         shards[0].write_bytes(content[:length])
