@@ -14,8 +14,8 @@ from convnext_jax.config import default_config
 def get_config() -> ConfigDict:
     """The run that docs/segmentation.md shows."""
     config = default_config()
-    config.num_epochs = 13.0
-    config.eval_every_epochs = 6.5
+    config.num_epochs = 6.5
+    config.eval_every_epochs = 3.25
     config.log_every_steps = 100
 
     config.model.name = "upernet_convnext_atto"
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
 
     config.optim.lr = 3e-3
     config.optim.min_lr = 0.0
-    config.optim.warmup_epochs = 0.4
+    config.optim.warmup_epochs = 0.2
     config.optim.label_smoothing = 0.0
     config.optim.ema_decay = 0.0
     return config

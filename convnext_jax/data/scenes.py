@@ -22,7 +22,7 @@ from convnext_jax.data.scene_drawing import SIZE, Scene, draw_scene
 NAME = "digit_scenes"
 CLASSES = ("background", *map(str, range(10)))
 # Scenes of each split; its place here seeds them.
-_SPLITS = {"train": 2_000, "test": 200}
+_SPLITS = {"train": 4_000, "test": 200}
 # Of each photograph these columns are the test scenes', and what is left and right of them the
 # training scenes': both have some of the tower, the flower, the sky and the leaves.
 _TEST_COLUMNS = (320, 480)

@@ -33,7 +33,7 @@ def data_dir(tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("scenes")
     done = run_prepare("digit_scenes", f"--data_dir={data_dir}")
     assert done.returncode == 0, done.stderr
-    lines = ["digit_scenes is prepared:", "  train: 2000 examples", "  test: 200 examples"]
+    lines = ["digit_scenes is prepared:", "  train: 4000 examples", "  test: 200 examples"]
     assert done.stdout.splitlines()[-4:-1] == lines
     return data_dir
 
@@ -56,7 +56,7 @@ def records(data_dir):
 
 def test_what_a_source_gives(data_dir):
     test, train = (open_masks("digit_scenes", split, data_dir) for split in ("test", "train"))
-    assert (len(test), len(train)) == (200, 2000)
+    assert (len(test), len(train)) == (200, 4000)
     assert test.class_names == ("background", *"0123456789")
     assert test.num_classes == 11 and test.notes == ()
     assert test.largest == train.largest == (SIDE, SIDE)
@@ -155,7 +155,7 @@ def test_splits_share_neither_scans_nor_photographs(monkeypatch):
         return None
 
     monkeypatch.setattr(scenes, "draw_scene", note)
-    for split, count in (("train", 2000), ("test", 200)):
+    for split, count in (("train", 4000), ("test", 200)):
         assert len(list(scenes.draw_split(split))) == count
     images = sklearn.datasets.load_sample_images().images
     columns = {"train": (slice(0, 320), slice(480, 640)), "test": (slice(320, 480),)}
