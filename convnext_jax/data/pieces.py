@@ -6,7 +6,7 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, Protocol
 
@@ -135,13 +135,19 @@ class EvalPiece:
             if index >= len(self.source):
                 continue
             try:
-                found[i] = self.examples(read_example(self.source, index))
+                found[i] = self.row(index)
                 mask[i] = 1
             except InputError as error:
                 if not self.skip_bad:
                     raise _with_remedy(error, self.option) from error
                 skipped[i] = index
         return _stacked(found) | {"mask": mask, "skipped": skipped}
+
+    def row(self, index: int) -> Row:
+        """The row of an example; raises InputError where it cannot be used, and says which."""
+        example = read_example(self.source, index)
+        with naming_example(self.source, index):
+            return self.examples(example)
 
     def _read_only(self, indices: list[int]) -> Batch:
         for index in indices:
@@ -199,10 +205,19 @@ def read_example(source: Source, index: int) -> Example:
         ) from None
 
 
-def explain(source: Source, index: int) -> str:
+@contextlib.contextmanager
+def naming_example(source: Source, index: int) -> Iterator[None]:
+    """Puts which example it is before the message of an InputError: sources do, others cannot."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"example {index} of {source}: {error}") from error
+
+
+def explain(use: Callable[[int], object], index: int) -> str:
     """What is wrong with an example, by reading it once more."""
     try:
-        source[index]
+        use(index)
     except InputError as error:
         return str(error)
     return f"record {index} could not be read at first"

@@ -159,7 +159,7 @@ def train_batches(
         raise InputError(f"`start_step` (={start_step}) must be in 0..`num_steps` (={num_steps})")
     piece = TrainPiece(source, examples, global_batch, held, seed, skip_bad)
     reader = _read(piece, start_step, num_steps, workers, threads, prefetch)
-    return Batches(reader, functools.partial(explain, source), max_skipped, beside)
+    return Batches(reader, functools.partial(explain, source.__getitem__), max_skipped, beside)
 
 
 class Passes:
@@ -216,7 +216,7 @@ class Passes:
         self.may_skip = skip_bad
         self.skipped: dict[int, str] = {}
         self._piece = EvalPiece(source, examples, global_batch, held, check, skip_bad, option)
-        self._explain = functools.partial(explain, source)
+        self._explain = functools.partial(explain, self._piece.row)
         self._max_skipped = max_skipped
         self._reading = (workers, threads, prefetch)
         self._reader: Reader | None = None

@@ -35,7 +35,7 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
     are those of the splits of `digits`, and photographs are cut into parts.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         # Not `dataset_info_from_configs`: that looks for metadata files beside this module.

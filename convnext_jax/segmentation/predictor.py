@@ -98,7 +98,10 @@ class Predictor:
         except InputError as error:
             return Failure(str(error))
         height, width = (-(-side // _STEP) * _STEP for side in (picture.height, picture.width))
-        return picture, windows(self._description, (height, width))((picture, None))
+        try:
+            return picture, windows(self._description, (height, width))((picture, None))
+        except InputError as error:
+            return Failure(f"{image}: {error}" if isinstance(image, str) else str(error))
 
     def _segmented(self, prepared: Any) -> Segmentation | Failure:
         if isinstance(prepared, Failure):

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from convnext_jax.data.pieces import naming_example
 from convnext_jax.errors import InputError
 from convnext_jax.models.spec import ModelDescription
 from convnext_jax.segmentation.task import evaluation
@@ -63,18 +64,20 @@ def parts(
       For each bucket its examples, and how they are evaluated: to totals that are added up.
 
     Raises:
-      InputError: an example cannot be read; or images are too small for the smallest ratio.
+      InputError: an example cannot be read, or is too thin; or images are too small for the
+        smallest ratio.
     """
     views = whole(model, source.largest, ratios)
 
     def bucket(index: int) -> tuple[int, int] | None:
         try:
             image, _ = source[index]
+            with naming_example(source, index):
+                return views.bucket(*image.size)
         except InputError:
             if skip:
                 return None
             raise
-        return views.bucket(*image.size)
 
     found: dict[tuple[int, int], list[int]] = {}
     unreadable = []

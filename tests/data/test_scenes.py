@@ -206,12 +206,13 @@ def test_writing_them_prints_nothing_and_logs_once(tmp_path, capfd, caplog, monk
     with caplog.at_level(logging.INFO):
         open_masks("digit_scenes", "train", tmp_path)
         assert len(open_masks("digit_scenes", "test", tmp_path)) == 3
+    directory = tmp_path / "digit_scenes" / str(scenes.DigitScenes.VERSION)
     ours = [r for r in caplog.records if r.name == "convnext_jax.data.scenes"]
     assert [r.getMessage() for r in ours] == [
-        f"wrote the `digit_scenes` dataset to {tmp_path / 'digit_scenes' / '1.0.0'}"
+        f"wrote the `digit_scenes` dataset to {directory}"
     ]
     assert capfd.readouterr() == ("", "")
-    stored = json.loads((tmp_path / "digit_scenes" / "1.0.0" / "metadata.json").read_text())
+    stored = json.loads((directory / "metadata.json").read_text())
     assert stored["masks"]["largest"] == {"train": [96, 96], "test": [96, 96]}
     file = tmp_path / "file"
     file.write_text("")
