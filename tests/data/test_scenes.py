@@ -208,9 +208,7 @@ def test_writing_them_prints_nothing_and_logs_once(tmp_path, capfd, caplog, monk
         assert len(open_masks("digit_scenes", "test", tmp_path)) == 3
     directory = tmp_path / "digit_scenes" / str(scenes.DigitScenes.VERSION)
     ours = [r for r in caplog.records if r.name == "convnext_jax.data.scenes"]
-    assert [r.getMessage() for r in ours] == [
-        f"wrote the `digit_scenes` dataset to {directory}"
-    ]
+    assert [r.getMessage() for r in ours] == [f"wrote the `digit_scenes` dataset to {directory}"]
     assert capfd.readouterr() == ("", "")
     stored = json.loads((directory / "metadata.json").read_text())
     assert stored["masks"]["largest"] == {"train": [96, 96], "test": [96, 96]}
