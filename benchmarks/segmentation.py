@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import ENVIRONMENT
+from benchmarks.models import ENVIRONMENT, import_timm
 from benchmarks.readme import RESULTS, ROOT, machine, rewrite
 
 CROP, CLASSES = 512, 150
@@ -26,13 +26,19 @@ BATCH = {"infer": 1, "train": 2}
 CONTESTANTS = ("ours", "transformers")
 
 
+def import_transformers() -> tuple[Any, Any]:
+    """Imports PyTorch and Hugging Face's transformers, which import torchvision as timm does."""
+    torch, _ = import_timm()
+    import transformers
+
+    return torch, transformers
+
+
 def theirs(folder: Path) -> dict[str, Callable[[], float]]:
     """Hugging Face's model: what a step of each mode does, and what comes out."""
-    import torch
-    from transformers import UperNetForSemanticSegmentation
-
+    torch, transformers = import_transformers()
     torch.manual_seed(0)
-    model = UperNetForSemanticSegmentation.from_pretrained(folder)
+    model = transformers.UperNetForSemanticSegmentation.from_pretrained(folder)
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore
     images = {mode: torch.randn(n, 3, CROP, CROP) for mode, n in BATCH.items()}
     images = {m: x.contiguous(memory_format=torch.channels_last) for m, x in images.items()}
@@ -175,12 +181,14 @@ def main() -> None:
     if arguments.contestant:
         contestant(arguments.contestant, arguments.mode, arguments.folder)
         return
-    from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmentation
-
-    backbone = ConvNextConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    _, transformers = import_transformers()
+    backbone = transformers.ConvNextConfig(
+        hidden_sizes=[96, 192, 384, 768],  # the default, a tuple, fails
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
     with tempfile.TemporaryDirectory() as folder:
-        config = UperNetConfig(backbone_config=backbone, num_labels=CLASSES)
-        UperNetForSemanticSegmentation(config).save_pretrained(folder)
+        config = transformers.UperNetConfig(backbone_config=backbone, num_labels=CLASSES)
+        transformers.UperNetForSemanticSegmentation(config).save_pretrained(folder)
         modes = {mode: measure(mode, arguments.rounds, Path(folder)) for mode in BATCH}
     results = {"machine": machine(), "modes": modes}
     (RESULTS / "segmentation.json").write_text(json.dumps(results, indent=2) + "\n")

@@ -14,8 +14,8 @@ from convnext_jax.config import default_config
 def get_config() -> ConfigDict:
     """The run that docs/segmentation.md shows."""
     config = default_config()
-    config.num_epochs = 6.5
-    config.eval_every_epochs = 3.25
+    config.num_epochs = 8.0
+    config.eval_every_epochs = 4.0
     config.log_every_steps = 100
 
     config.model.name = "upernet_convnext_atto"
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.data.name = "digit_scenes"
     config.data.eval_split = "test"
     config.data.global_batch = 8
-    config.data.image_size = 96
+    config.data.image_size = 80
     config.data.flip = 0.0  # a mirrored digit is another digit, or none
     config.segmentation.scale_min = 1.0
     config.segmentation.scale_max = 1.2
