@@ -35,6 +35,7 @@ RANKS = {
     "step_builder": 6,
     "starting": 6,
     "builders": 6,
+    "export": 6,
     "planning": 6,
     "main": 7,
     "plan": 7,

@@ -1,0 +1,1 @@
+"""Models as files that run elsewhere, without this package."""

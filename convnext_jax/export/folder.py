@@ -1,0 +1,115 @@
+"""The folder that an exported model is: what it is, its files, and how to run them."""
+
+import datetime
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convnext_jax.errors import InputError, RunError
+
+# Of a classifier; a model that segments is shown a whole image, squashed.
+_RUN_STABLEHLO = '''\
+"""Runs model.stablehlo on images, with JAX, NumPy and Pillow alone: {command} photo.jpg"""
+
+import json, pathlib, sys
+
+import jax, numpy as np
+from PIL import Image, ImageOps
+
+here = pathlib.Path(__file__).parent
+about = json.loads((here / "model.json").read_text())
+model = jax.export.deserialize(bytearray((here / "model.stablehlo").read_bytes()))
+feed, size = about["preprocessing"], about["input"]["shape"][1]
+for path in sys.argv[1:]:
+    image = Image.open(path)
+    image = (ImageOps.exif_transpose(image) if feed["exif"] else image).convert("RGB")
+{resize}
+    x = np.asarray(image, np.float32)[None]
+    if about["input"]["pixels"] == "normalised":
+        x = (x / 255 - np.float32(feed["mean"])) / np.float32(feed["std"])
+    logits = np.asarray(model.call(x))[0]
+{show}
+'''
+_CROP = """\
+    side = int(size / feed["crop_fraction"])
+    width, height = image.size
+    if feed["crop_mode"] == "squash":
+        width = height = side
+    elif width <= height:
+        width, height = side, int(side * height / width)
+    else:
+        width, height = int(side * width / height), side
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    image = image.resize((width, height), Image.Resampling[feed["interpolation"].upper()])
+    image = image.crop((left, top, left + size, top + size))"""
+_CLASSES = """\
+    names = about["class_names"] or range(len(logits))
+    probabilities = np.exp(logits - logits.max())
+    probabilities /= probabilities.sum()
+    for label in np.argsort(-probabilities)[:5]:
+        print(f"{path}  {probabilities[label]:.2%}  {names[label]}")"""
+_EMBEDDING = """\
+    print(f"{path}  embedding of {len(logits)} numbers, the first {logits[:4]}")"""
+_SQUASH = """\
+    image = image.resize((size, size), Image.Resampling.BILINEAR)"""
+_AREAS = """\
+    names = about["class_names"] or range(logits.shape[-1])
+    labels, counts = np.unique(logits.argmax(-1), return_counts=True)
+    for label, count in zip(labels, counts):
+        print(f"{path}  {count / counts.sum():.2%}  {names[label]}")"""
+
+
+def run_stablehlo(num_classes: int, segments: bool) -> str:
+    """A script that runs an exported model on images."""
+    resize, show = (
+        (_SQUASH, _AREAS) if segments else (_CROP, _CLASSES if num_classes else _EMBEDDING)
+    )
+    return _RUN_STABLEHLO.format(command="python run_stablehlo.py", resize=resize, show=show)
+
+
+def require_free(folder: Path) -> None:
+    """Raises InputError unless a folder can be made there, or is there and empty."""
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"`output` (={folder}) must be a new or an empty folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        probe = _part(folder)
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise InputError(
+            f"`output` (={folder}) must be a folder that can be written: {error}"
+        ) from (error)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes | str | dict[str, Any]]) -> None:
+    """Makes a folder of files at once: bytes, texts, and what is written as JSON.
+
+    Raises:
+      RunError: it cannot be written; nothing of it is left.
+    """
+    part = _part(folder)
+    try:
+        part.mkdir(parents=True)
+        for name, content in files.items():
+            if isinstance(content, dict):
+                content = json.dumps(content, indent=2) + "\n"
+            data = content.encode() if isinstance(content, str) else content
+            (part / name).write_bytes(data)
+        part.replace(folder)
+    except OSError as error:
+        raise RunError(f"writing {folder} failed: {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def today() -> str:
+    """The date, as model.json says it."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def _part(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{os.getpid()}.part")

@@ -1,0 +1,43 @@
+"""One small model of each kind, with the arrays that tell its parameters apart."""
+
+import numpy as np
+from random_models import random_params
+
+from convnext_jax.models.spec import ModelSpec
+from convnext_jax.tree import map_with_names
+
+SMALL = {"depths": (1, 2, 1, 1), "dims": (8, 12, 16, 20)}
+SPECS = {
+    "V1": ModelSpec("convnext_atto", 5, SMALL),
+    "overlapping stem": ModelSpec("convnext_atto_ols", 5, SMALL),
+    "overlapping stem, activation": ModelSpec("convnext_zepto_rms_ols", 5, SMALL),
+    "simple norm": ModelSpec("convnext_zepto_rms", 5, SMALL),
+    "four channels": ModelSpec("convnext_atto", 5, SMALL | {"in_channels": 4}),
+    "V2": ModelSpec("convnextv2_atto", 5, SMALL),
+    "backbone": ModelSpec("convnextv2_atto", 0, SMALL),
+    "norm first": ModelSpec("convnext_atto", 5, SMALL | {"head_norm_first": True}),
+    "hidden layer": ModelSpec("convnext_atto", 5, SMALL | {"head_hidden_size": 24}),
+    "isotropic": ModelSpec(
+        "convnext_isotropic_small",
+        5,
+        {"depths": (2,), "dims": (12,), "layer_scale_init": 0.5},
+    ),
+    "segmentation": ModelSpec(
+        "upernet_convnext_atto", 5, SMALL | {"decoder_channels": 8, "auxiliary_channels": 8}
+    ),
+}
+
+
+def variables(spec: ModelSpec):
+    """Parameters and batch statistics at which every array matters."""
+    rng = np.random.default_rng(1)
+    stats = spec.abstract_batch_stats()
+    # Variances and means alike may be positive.
+    filled = map_with_names(
+        lambda _, leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), stats
+    )
+    return random_params(spec.abstract_params()), filled
+
+
+def side_of(spec: ModelSpec) -> int:
+    return 32 if spec.name.startswith("convnext_isotropic") else 64
