@@ -14,7 +14,8 @@ def one_device(folders, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(("fsdp", "slices"), [pytest.param(1, 1, marks=pytest.mark.slow), (4, 2)])
+@pytest.mark.slow  # test_processes.py has two processes of two devices each, against one
+@pytest.mark.parametrize(("fsdp", "slices"), [(1, 1), (4, 2)])
 def test_eight_devices_give_the_curve_of_one(fsdp, slices, one_device, folders, tmp_path):
     eight = commands.environment(*folders, devices=8)
     mesh = (f"--config.mesh.fsdp={fsdp}", f"--config.mesh.slices={slices}")

@@ -56,10 +56,9 @@ def finish(workdir, env, whole, *overrides):
     return result.stdout
 
 
+@pytest.mark.slow  # test_local_training.py has it under its script, Ctrl-C below takes the same way
 @pytest.mark.parametrize(
-    "overrides",
-    [pytest.param((), marks=pytest.mark.slow), ("--config.data.workers=1",)],
-    ids=["threads", "worker process"],
+    "overrides", [(), ("--config.data.workers=1",)], ids=["threads", "worker process"]
 )
 def test_sigterm_between_steps(overrides, whole, env, tmp_path):
     status, errors = told_to_go(

@@ -6,7 +6,7 @@ from random_models import random_params
 from convnext_jax.models.spec import ModelSpec
 from convnext_jax.tree import map_with_names
 
-SMALL = {"depths": (1, 2, 1, 1), "dims": (8, 12, 16, 20)}
+SMALL = {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 20)}
 SPECS = {
     "V1": ModelSpec("convnext_atto", 5, SMALL),
     "overlapping stem": ModelSpec("convnext_atto_ols", 5, SMALL),
@@ -20,7 +20,7 @@ SPECS = {
     "isotropic": ModelSpec(
         "convnext_isotropic_small",
         5,
-        {"depths": (2,), "dims": (12,), "layer_scale_init": 0.5},
+        {"depths": (1,), "dims": (12,), "layer_scale_init": 0.5},
     ),
     "segmentation": ModelSpec(
         "upernet_convnext_atto", 5, SMALL | {"decoder_channels": 8, "auxiliary_channels": 8}
