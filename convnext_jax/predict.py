@@ -18,8 +18,9 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -28,11 +29,13 @@ from convnext_jax.classification.predictor import Failure, Prediction, Predictor
 from convnext_jax.constants import IMAGE_EXTENSIONS, PARAMETERS
 from convnext_jax.data import ade20k_classes
 from convnext_jax.errors import InputError, RunError, exit_in_one_sentence
+from convnext_jax.export.runtimes import RUNTIMES, ExportedModel, is_exported
 from convnext_jax.models.registry import get_variant
+from convnext_jax.models.spec import ModelDescription
 from convnext_jax.segmentation import predictor as segmenter
 from convnext_jax.segmentation.colours import palette
 from convnext_jax.segmentation.outputs import areas, output_names, write_outputs
-from convnext_jax.weights.find import NAMES, Weights, add_choices, find
+from convnext_jax.weights.find import NAMES, add_choices, find
 from convnext_jax.weights.load import load
 
 
@@ -43,8 +46,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         description="Classify, embed or segment images, as the model does.",
     )
     parser.add_argument("images", nargs="+", help="files, and folders to search for images")
-    parser.add_argument("--checkpoint", required=True, help=NAMES)
+    parser.add_argument("--checkpoint", required=True, help=f"{NAMES}; or with --runtime a folder")
     add_choices(parser)
+    parser.add_argument(
+        "--runtime",
+        choices=tuple(RUNTIMES),
+        help="run what `python -m convnext_jax.export` wrote into the folder --checkpoint",
+    )
     parser.add_argument("--top", type=int, default=5, help="classes to give (default: 5)")
     parser.add_argument("--batch_size", type=int, default=32, help="images at once (default: 32)")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each image")
@@ -97,21 +105,40 @@ def predict(arguments: argparse.Namespace) -> bool:
       InputError: the arguments cannot be used.
     """
     images = find_images(arguments.images)
-    weights = find(arguments.checkpoint, step=arguments.step, ema=arguments.ema)
-    if get_variant(weights.description.spec.name).task == "segmentation":
-        return _segment(arguments, weights, images)
+    if arguments.runtime is None and is_exported(arguments.checkpoint):
+        raise InputError(
+            f"{arguments.checkpoint} is an exported model: say `--runtime` {' or '.join(RUNTIMES)}"
+        )
+    if arguments.runtime is not None:
+        model = ExportedModel(arguments.checkpoint, arguments.runtime)
+        found, source, which = model.description, arguments.checkpoint, model.parameters
+        if model.segments:
+            return _segment(arguments, images, source, which, found, lambda: {"elsewhere": model})
+        if arguments.output is not None and model.num_classes:
+            raise InputError(f"`--output` is for embeddings, and {source} gives logits")
+    else:
+        weights = find(arguments.checkpoint, step=arguments.step, ema=arguments.ema)
+        found, source, which = weights.description, str(weights), weights.parameters
+        if get_variant(found.spec.name).task == "segmentation":
+            return _segment(
+                arguments,
+                images,
+                source,
+                which,
+                found,
+                lambda: {"params": weights.read(), "batch_stats": weights.batch_stats()},
+            )
+        model = load(weights).model
     output = None if arguments.output is None else _writable(Path(arguments.output))
-    loaded = load(weights)
     predictor = Predictor(
-        loaded.model, loaded.preprocessing, loaded.class_names, batch_size=arguments.batch_size
+        model, found.preprocessing, found.class_names, batch_size=arguments.batch_size
     )
-    which = PARAMETERS[loaded.weights.parameters]
     if output is not None:
-        return _embed(predictor, images, output, which, arguments.json)
+        return _embed(predictor, images, output, PARAMETERS[which], arguments.json)
     complete = True
     results = predictor.predictions(images, arguments.top)
     if not arguments.json:
-        print(f"{loaded.spec.name}, {loaded.weights} ({which}):")
+        print(f"{found.spec.name}, {source} ({PARAMETERS[which]}):")
     for path, result in zip(images, results, strict=True):
         if isinstance(result, Failure):
             print(f"error: {result.error}", file=sys.stderr)
@@ -119,17 +146,24 @@ def predict(arguments: argparse.Namespace) -> bool:
         if arguments.json:
             row = {"image": path} | _as_json(result)
             if not isinstance(result, Failure):
-                row["parameters"] = loaded.weights.parameters
+                row["parameters"] = which
             print(json.dumps(row), flush=True)
         elif not isinstance(result, Failure):
             print(_as_table(path, result), flush=True)
     return complete
 
 
-def _segment(arguments: argparse.Namespace, weights: Weights, images: list[str]) -> bool:
+def _segment(
+    arguments: argparse.Namespace,
+    images: list[str],
+    source: str,
+    which: str,
+    description: ModelDescription,
+    read: Callable[[], dict[str, Any]],
+) -> bool:
     """Writes what `segmentation.outputs` says of each image; returns whether all could be used."""
     if arguments.output is None:
-        raise InputError(f"`--output` must be the folder to write to: {weights} segments images")
+        raise InputError(f"`--output` must be the folder to write to: {source} segments images")
     folder, names = Path(arguments.output), output_names(images, arguments.images)
     probe = folder / f".write-test-{os.getpid()}"
     try:
@@ -140,14 +174,13 @@ def _segment(arguments: argparse.Namespace, weights: Weights, images: list[str])
         raise InputError(
             f"`--output` (={folder}) must be a folder that can be written: {error}"
         ) from error
-    description, which = weights.description, weights.parameters
     class_names = description.class_names
     if class_names is None and description.spec.num_classes == len(ade20k_classes.CLASSES):
         class_names = ade20k_classes.CLASSES  # published weights of so many classes are its
     colours = palette(description.spec.num_classes, class_names)
-    predictor = segmenter.Predictor(description, weights.read(), weights.batch_stats())
+    predictor = segmenter.Predictor(description, **read())
     if not arguments.json:
-        print(f"{description.spec.name}, {weights} ({PARAMETERS[which]}):")
+        print(f"{description.spec.name}, {source} ({PARAMETERS[which]}):")
     complete = True
     for path, name, found in zip(images, names, predictor.predictions(images), strict=True):
         if isinstance(found, segmenter.Failure):

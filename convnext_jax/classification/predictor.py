@@ -5,7 +5,7 @@ import concurrent.futures
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,24 @@ class Prediction(NamedTuple):
     probabilities: tuple[float, ...]
 
 
+class Elsewhere(Protocol):
+    """A model that something else than JAX may run.
+
+    Attributes:
+      num_classes: length of its logits; 0: it gives embeddings.
+      in_channels: of images.
+      output_size: length of its logits or embeddings.
+    """
+
+    num_classes: int
+    in_channels: int
+    output_size: int
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Maps uint8 [N, H, W, 3] to float32 [N, output_size]."""
+        ...
+
+
 class Failure(NamedTuple):
     """What stands in place of a result for an image that cannot be used.
 
@@ -54,7 +72,8 @@ class Predictor:
     smaller; a batch that is not full is filled up. The model is compiled once for each such size.
 
     Args:
-      model: from `create_model` or `load_pretrained`; its parameters are copied to the devices.
+      model: from `create_model` or `load_pretrained`, and its parameters are copied to the devices;
+        or one that runs elsewhere.
       preprocessing: how images are fed to the model; a row of `VARIANTS` or `PRETRAINED` is one.
       class_names: by label; WordNet ids are replaced by English names. None: those of ImageNet-1K
         if the model has 1000 classes, else there are none.
@@ -67,7 +86,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | Elsewhere,
         preprocessing: Preprocessing,
         class_names: Sequence[str] | None = None,
         *,
@@ -89,22 +108,41 @@ class Predictor:
         self._preprocess = Preprocess(preprocessing)
         self._batch_size = batch_size
         self._threads = usable_cores() if threads is None else threads
-        self._mesh = sharding.create_mesh()
+        if isinstance(model, nnx.Module):
+            self._compile(model, preprocessing)
+        else:
+            self._multiple = 1
+            self._embedding_size = lambda: model.output_size
+            self._probabilities = lambda pixels: _softmax(model(pixels))
+            self._embeddings = model if model.num_classes == 0 else _no_embeddings
+
+    def _compile(self, model: Model, preprocessing: Preprocessing) -> None:
+        """Makes functions of pixels that run on all devices; nothing is compiled yet."""
+        mesh = sharding.create_mesh()
         graph, state = nnx.split(model)
-        self._params = jax.device_put(nnx.to_pure_dict(state), sharding.replicated(self._mesh))
+        params = jax.device_put(nnx.to_pure_dict(state), sharding.replicated(mesh))
         mean, std = preprocessing.mean, preprocessing.std
 
+        @jax.jit
         def probabilities(params: Any, images: jax.Array) -> jax.Array:
             logits = nnx.merge(graph, params)(normalize(images, mean, std))
             return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
+        @jax.jit
         def embeddings(params: Any, images: jax.Array) -> jax.Array:
             headless = nnx.merge(graph, params)
             headless.head = None
             return headless(normalize(images, mean, std)).astype(jnp.float32)
 
-        self._probabilities = jax.jit(probabilities)
-        self._embeddings = jax.jit(embeddings)
+        def of_pixels(function: Callable[..., jax.Array]) -> Callable[[np.ndarray], jax.Array]:
+            split = sharding.batch_sharding(mesh)
+            return lambda pixels: function(params, jax.device_put(pixels, split))
+
+        self._multiple = mesh.size
+        size = preprocessing.input_size
+        pixels = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+        self._embedding_size = lambda: jax.eval_shape(embeddings, params, pixels).shape[1]
+        self._probabilities, self._embeddings = of_pixels(probabilities), of_pixels(embeddings)
 
     def predict(self, images: Iterable[ImageLike], top: int = 5) -> list[Prediction | Failure]:
         """Classifies images: the list of what `predictions` gives."""
@@ -164,9 +202,7 @@ class Predictor:
     @property
     def embedding_size(self) -> int:
         """The length D of an embedding."""
-        size = self._preprocess.size
-        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-        return jax.eval_shape(self._embeddings, self._params, images).shape[1]
+        return self._embedding_size()
 
     def _likeliest(self, probabilities: np.ndarray, top: int) -> Prediction:
         # Stable: of equally likely classes the one with the smaller label comes first.
@@ -179,20 +215,20 @@ class Predictor:
         )
 
     def _rows(
-        self, function: Callable[..., jax.Array], images: Iterable[ImageLike]
+        self, function: Callable[[np.ndarray], Any], images: Iterable[ImageLike]
     ) -> Iterator[np.ndarray | Failure]:
-        """Applies a compiled function of parameters and pixels to images; gives its rows."""
+        """Applies a function of pixels to images; gives its rows."""
         if isinstance(images, (str, os.PathLike, Image.Image)):
             raise TypeError("`images` must be a list of paths or PIL images, not a single one")
         images = iter(images)
         first = list(itertools.islice(images, self._batch_size))
         # The next power of two, at most the batch size; and a multiple of the devices.
         rows = min(1 << max(len(first) - 1, 0).bit_length(), self._batch_size)
-        rows = -(-rows // self._mesh.size) * self._mesh.size
+        rows = -(-rows // self._multiple) * self._multiple
         return self._batched(function, itertools.chain(first, images), rows)
 
     def _batched(
-        self, function: Callable[..., jax.Array], images: Iterator[ImageLike], rows: int
+        self, function: Callable[[np.ndarray], Any], images: Iterator[ImageLike], rows: int
     ) -> Iterator[np.ndarray | Failure]:
         numbered = enumerate(images)
         size = self._preprocess.size
@@ -207,8 +243,7 @@ class Predictor:
                 for row, image in zip(pixels, read, strict=False):
                     if not isinstance(image, Failure):
                         row[...] = image
-                split = jax.device_put(pixels, sharding.batch_sharding(self._mesh))
-                results = function(self._params, split)
+                results = function(pixels)
                 ahead.extend(
                     pool.submit(self._read, *item) for item in itertools.islice(numbered, rows)
                 )
@@ -226,3 +261,14 @@ class Predictor:
         except ImageError as error:
             name = f"image {index}" if isinstance(image, Image.Image) else os.fspath(image)
             return Failure(f"{name}: {error}")
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def _no_embeddings(pixels: np.ndarray) -> np.ndarray:
+    raise InputError(
+        "an exported model gives what it was exported with, logits: embeddings need the checkpoint"
+    )

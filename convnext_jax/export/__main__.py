@@ -22,14 +22,16 @@ from convnext_jax import __version__
 from convnext_jax.constants import PARAMETERS
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.export.fold import fold
-from convnext_jax.export.folder import require_free, run_stablehlo, today, write_folder
+from convnext_jax.export.folder import require_free, script, today, write_folder
+from convnext_jax.export.graph import OPSET, require_onnx
+from convnext_jax.export.onnx import onnx_files
 from convnext_jax.export.stablehlo import PLATFORMS, stablehlo
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelSpec
 from convnext_jax.weights.find import NAMES, add_choices, find
 
-FORMATS = ("stablehlo",)
-DTYPES = ("float32", "bfloat16")
+FORMATS = ("stablehlo", "onnx")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,7 +46,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--formats",
         default="stablehlo",
         type=lambda text: text.split(","),
-        help="stablehlo: for cpu, cuda and tpu, runs with JAX alone (default)",
+        help="stablehlo (default): for cpu, cuda and tpu, runs with JAX alone; onnx; or both,"
+        " separated by a comma",
     )
     parser.add_argument(
         "--fold",
@@ -54,7 +57,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--size", type=int, help="side of images, pixels (default: the model's)")
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="of computation (default: float32); logits are float32"
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of computation (default: float32); images and logits are float32",
     )
     return parser.parse_args(arguments)
 
@@ -69,6 +75,10 @@ def export(arguments: argparse.Namespace) -> str:
     for name in arguments.formats:
         if name not in FORMATS:
             raise InputError(f"`--formats` (={name}) must be of {', '.join(FORMATS)}")
+    if "onnx" in arguments.formats and arguments.dtype == "bfloat16":
+        raise InputError("`--dtype` (=bfloat16) must be float32 or float16 for ONNX run-times")
+    if "onnx" in arguments.formats:
+        require_onnx()
     folder = Path(arguments.output)
     require_free(folder)
     weights = find(arguments.checkpoint, step=arguments.step, ema=arguments.ema)
@@ -77,45 +87,60 @@ def export(arguments: argparse.Namespace) -> str:
     if size < 1:
         raise InputError(f"`--size` (={size}) must be positive")
     feeding = dataclasses.replace(found.preprocessing, input_size=size)
-    dtype = arguments.dtype or "float32"
     spec = ModelSpec(
-        found.spec.name, found.spec.num_classes, {**found.spec.overrides, "dtype": dtype}
+        found.spec.name,
+        found.spec.num_classes,
+        {**found.spec.overrides, "dtype": arguments.dtype},
     )
     params, batch_stats = weights.on_host(), weights.batch_stats_on_host()
     pixels = False
     if arguments.fold:
         params, pixels = fold(params, feeding)
-    program, shape = stablehlo(spec, params, batch_stats, size)
-    segments = get_variant(spec.name).task == "segmentation"
-    described = dataclasses.replace(found, spec=spec, preprocessing=feeding).to_json()
     channels = spec.overrides.get("in_channels", 3)
+    task = get_variant(spec.name).task
+    formats, files = {}, {}
+    if "stablehlo" in arguments.formats:
+        program, shape = stablehlo(spec, params, batch_stats, size)
+        files["model.stablehlo"] = program
+        formats["stablehlo"] = {
+            "input": ["n", size, size, channels],
+            "output": list(shape),
+            "platforms": list(PLATFORMS),
+            "version": jax.__version__,
+        }
+    if "onnx" in arguments.formats:
+        written, shape = onnx_files(spec, params, batch_stats, size, __version__)
+        files |= written
+        formats["onnx"] = {
+            "input": ["n", channels, size, size],
+            "output": list(shape),
+            "opset": OPSET,
+        }
+    described = dataclasses.replace(found, spec=spec, preprocessing=feeding).to_json()
     described |= {
-        "task": get_variant(spec.name).task,
+        "task": task,
         "input": {
-            "shape": ["n", size, size, channels],
+            "size": size,
             "dtype": "float32",
             "pixels": "0..255" if pixels else "normalised",
         },
-        "output": {"shape": list(shape), "dtype": "float32"},
-        "dtype": dtype,
+        "formats": formats,
+        "dtype": arguments.dtype,
         "folded": arguments.fold,
         "licence": weights.licence,
         "source": str(weights),
         "parameters": weights.parameters,
-        "platforms": list(PLATFORMS),
-        "versions": {"convnext_jax": __version__, "jax": jax.__version__},
+        "version": __version__,
         "date": today(),
     }
-    files = {
-        "model.stablehlo": program,
-        "model.json": described,
-        "run_stablehlo.py": run_stablehlo(spec.num_classes, segments),
-    }
+    sizes = [f"{name}, {len(content) / 2**20:.1f} MiB" for name, content in files.items()]
+    files["model.json"] = described
+    for name in formats:
+        files[f"run_{name}.py"] = script(name, spec.num_classes, task == "segmentation")
     write_folder(folder, files)
     return (
         f"{folder}: {spec.name}, {weights} ({PARAMETERS[weights.parameters]}), {size} pixels,"
-        f" {described['input']['pixels']}; model.stablehlo, {len(program) / 2**20:.1f} MiB, for"
-        f" {', '.join(PLATFORMS)}"
+        f" {described['input']['pixels']}; {'; '.join(sizes)}"
     )
 
 

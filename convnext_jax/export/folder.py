@@ -10,19 +10,18 @@ from typing import Any
 
 from convnext_jax.errors import InputError, RunError
 
-# Of a classifier; a model that segments is shown a whole image, squashed.
-_RUN_STABLEHLO = '''\
-"""Runs model.stablehlo on images, with JAX, NumPy and Pillow alone: {command} photo.jpg"""
+_SCRIPT = '''\
+"""Runs {file} on images, with {needs}, NumPy and Pillow alone: python {script} photo.jpg"""
 
 import json, pathlib, sys
 
-import jax, numpy as np
+{imports}
 from PIL import Image, ImageOps
 
 here = pathlib.Path(__file__).parent
 about = json.loads((here / "model.json").read_text())
-model = jax.export.deserialize(bytearray((here / "model.stablehlo").read_bytes()))
-feed, size = about["preprocessing"], about["input"]["shape"][1]
+{load}
+feed, size = about["preprocessing"], about["input"]["size"]
 for path in sys.argv[1:]:
     image = Image.open(path)
     image = (ImageOps.exif_transpose(image) if feed["exif"] else image).convert("RGB")
@@ -30,9 +29,27 @@ for path in sys.argv[1:]:
     x = np.asarray(image, np.float32)[None]
     if about["input"]["pixels"] == "normalised":
         x = (x / 255 - np.float32(feed["mean"])) / np.float32(feed["std"])
-    logits = np.asarray(model.call(x))[0]
+{call}
 {show}
 '''
+_RUNTIMES = {
+    "stablehlo": {
+        "needs": "JAX",
+        "imports": "import jax, numpy as np",
+        "load": """\
+program = (here / "model.stablehlo").read_bytes()
+model = jax.export.deserialize(bytearray(program))""",
+        "call": "    logits = np.asarray(model.call(x))[0]",
+    },
+    "onnx": {
+        "needs": "ONNX Runtime",
+        "imports": "import numpy as np, onnxruntime",
+        "load": 'model = onnxruntime.InferenceSession(here / "model.onnx")',
+        "call": """\
+    logits = model.run(None, {"images": x.transpose(0, 3, 1, 2)})[0][0]""",
+    },
+}
+# Of a classifier; a model that segments is shown a whole image, squashed.
 _CROP = """\
     side = int(size / feed["crop_fraction"])
     width, height = image.size
@@ -56,18 +73,25 @@ _EMBEDDING = """\
 _SQUASH = """\
     image = image.resize((size, size), Image.Resampling.BILINEAR)"""
 _AREAS = """\
-    names = about["class_names"] or range(logits.shape[-1])
-    labels, counts = np.unique(logits.argmax(-1), return_counts=True)
+    names = about["class_names"] or range(logits.shape[{axis}])
+    labels, counts = np.unique(logits.argmax({axis}), return_counts=True)
     for label, count in zip(labels, counts):
-        print(f"{path}  {count / counts.sum():.2%}  {names[label]}")"""
+        print(f"{{path}}  {{count / counts.sum():.2%}}  {{names[label]}}")"""
 
 
-def run_stablehlo(num_classes: int, segments: bool) -> str:
-    """A script that runs an exported model on images."""
+def script(runtime: str, num_classes: int, segments: bool) -> str:
+    """A script that runs an exported model on images, in `onnx` or `stablehlo`."""
+    areas = _AREAS.format(axis={"onnx": 0, "stablehlo": -1}[runtime])
     resize, show = (
-        (_SQUASH, _AREAS) if segments else (_CROP, _CLASSES if num_classes else _EMBEDDING)
+        (_SQUASH, areas) if segments else (_CROP, _CLASSES if num_classes else _EMBEDDING)
     )
-    return _RUN_STABLEHLO.format(command="python run_stablehlo.py", resize=resize, show=show)
+    return _SCRIPT.format(
+        file=f"model.{runtime}",
+        script=f"run_{runtime}.py",
+        resize=resize,
+        show=show,
+        **_RUNTIMES[runtime],
+    )
 
 
 def require_free(folder: Path) -> None:

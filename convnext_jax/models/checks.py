@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from convnext_jax.errors import InputError
 
-_COMPUTE_DTYPES = ("float32", "bfloat16")
+_COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def require(holds: bool, name: str, value: object, rule: str) -> None:
@@ -67,7 +67,7 @@ def check_hyperparameters(
 
 
 def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
-    """Returns the NumPy dtype for float32 or bfloat16 given as a name, a type or a dtype."""
+    """Returns the NumPy dtype of a compute dtype given as a name, a type or a dtype."""
     rule = f"be one of {', '.join(_COMPUTE_DTYPES)}"
     try:
         found = jnp.dtype(dtype)

@@ -126,8 +126,8 @@ class ConvNeXt(nnx.Module):
       drop_path: probability in [0, 1) of dropping the last block's residual path of an example in
         training; the blocks before it have linearly less, the first one 0.
       head_init_scale: multiplies the initial kernel and bias of the head.
-      dtype: dtype of computation, float32 or bfloat16. Parameters, statistics of norms, pooling
-        and the head are float32.
+      dtype: dtype of computation: float32, bfloat16, or for inference float16. Parameters,
+        statistics of norms, pooling and the head are float32.
       remat: recompute the inside of blocks in the backward pass instead of storing it.
       rngs: its `params` stream draws the initial values; nothing of it is kept.
 

@@ -75,17 +75,18 @@ class ModelSpec:
             compiler_options=quickly if jax.default_backend() == "cpu" else None,
         )(key)
 
-    def _abstract(self) -> nnx.Module:
+    def abstract(self) -> nnx.Module:
+        """The model with shapes in place of arrays; of all that ask for it the same."""
         overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in self.overrides.items()}
         return _abstract(self.name, self.num_classes, tuple(sorted(overrides.items())))
 
     def abstract_params(self) -> Any:
         """The tree of parameters as `jax.ShapeDtypeStruct`; nothing is computed."""
-        return params_of(self._abstract())
+        return params_of(self.abstract())
 
     def abstract_batch_stats(self) -> Any:
         """The tree of batch statistics as `jax.ShapeDtypeStruct`; empty for most models."""
-        return batch_stats_of(self._abstract())
+        return batch_stats_of(self.abstract())
 
     def initial_batch_stats(self) -> Any:
         """The tree of batch statistics before any batch, NumPy arrays; the parameters' are not."""
@@ -99,7 +100,7 @@ class ModelSpec:
 
         Parameters without one here are used as they are, or are a few numbers for each channel.
         """
-        modules = nnx.iter_graph(self._abstract())
+        modules = nnx.iter_graph(self.abstract())
         return {
             "/".join(map(str, (*path, "kernel"))): module.dtype
             for path, module in modules
@@ -108,7 +109,7 @@ class ModelSpec:
 
     def function(self) -> Callable[..., Array]:
         """The model as a pure function (params, images, key=None) -> logits."""
-        graph, _ = nnx.split(self._abstract())
+        graph, _ = nnx.split(self.abstract())
 
         def apply(params: Any, images: Array, key: Array | None = None) -> Array:
             return nnx.merge(graph, params)(images, key=key)
@@ -122,7 +123,7 @@ class ModelSpec:
           (params, batch_stats, images, key=None, **others) -> (what the model returns, the batch
           statistics after it), the latter as they were unless there is a `key`.
         """
-        graph, *_ = nnx.split(self._abstract(), nnx.Param, nnx.BatchStat)
+        graph, *_ = nnx.split(self.abstract(), nnx.Param, nnx.BatchStat)
 
         def apply(
             params: Any, batch_stats: Any, images: Array, key: Array | None = None, **others: Any

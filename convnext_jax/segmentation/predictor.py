@@ -1,7 +1,7 @@
 """The class of each pixel of images."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -50,24 +50,38 @@ class Predictor:
       description: of a model that segments, and how images are fed to it.
       params: its parameters.
       batch_stats: its statistics.
+      elsewhere: in place of both, the model as something else than JAX may run it: uint8
+        [N, size, size, 3] to float32 logits [N, size / 4, size / 4, classes].
 
     Raises:
       InputError: the model takes no RGB images.
     """
 
-    def __init__(self, description: ModelDescription, params: Any, batch_stats: Any) -> None:
+    def __init__(
+        self,
+        description: ModelDescription,
+        params: Any = None,
+        batch_stats: Any = None,
+        *,
+        elsewhere: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
         """Compiles nothing yet."""
         channels = description.spec.overrides.get("in_channels", 3)
         if channels != 3:
             raise InputError(f"`in_channels` (={channels}) must be 3: images are RGB")
         self._description = description
-        self._variables = params, batch_stats
+        self._elsewhere = elsewhere
 
         def maps(params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> jax.Array:
             groups = inference.window_groups(description, params, batch_stats, batch)
             return inference.class_maps(groups, batch)
 
-        self._maps = jax.jit(maps)
+        def maps_of(logits: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+            return inference.class_maps([inference.Group(0, logits)], batch)
+
+        of_windows = jax.jit(maps)
+        self._maps = lambda batch: of_windows(params, batch_stats, batch)
+        self._maps_of = jax.jit(maps_of)
 
     def predictions(self, images: Iterable[str | Image.Image]) -> Iterator[Segmentation | Failure]:
         """Segments images while they are asked for, and reads one ahead.
@@ -99,7 +113,14 @@ class Predictor:
             return Failure(str(error))
         height, width = (-(-side // _STEP) * _STEP for side in (picture.height, picture.width))
         try:
-            return picture, windows(self._description, (height, width))((picture, None))
+            row = windows(self._description, (height, width))((picture, None))
+            crop, seen = row["image"].shape[1], row["size"][: row["views"]]
+            if self._elsewhere is not None and (seen < crop).any():
+                raise InputError(
+                    f"an image of {picture.width}x{picture.height} pixels does not fill the"
+                    f" {crop} pixels that an exported model takes; use the checkpoint"
+                )
+            return picture, row
         except InputError as error:
             return Failure(f"{image}: {error}" if isinstance(image, str) else str(error))
 
@@ -108,5 +129,13 @@ class Predictor:
             return prepared
         image, row = prepared
         batch = {name: np.asarray(value)[None] for name, value in row.items()}
-        found = np.asarray(self._maps(*self._variables, batch))[0]
-        return Segmentation(image, found[: image.height, : image.width])
+        if self._elsewhere is None:
+            maps = self._maps(batch)
+        else:
+            seen = int(row["views"])
+            logits = self._elsewhere(row["image"][:seen])
+            # The program that joins windows is for as many as an image may have.
+            filled = np.zeros((len(row["image"]), *logits.shape[1:]), np.float32)
+            filled[:seen] = logits
+            maps = self._maps_of(filled[None], batch)
+        return Segmentation(image, np.asarray(maps)[0][: image.height, : image.width])

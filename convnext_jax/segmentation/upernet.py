@@ -92,8 +92,8 @@ class UPerNet(nnx.Module):
     Args:
       num_classes: length of the logits.
       dims: number of channels of each of the four stages.
-      dtype: dtype of computation, float32 or bfloat16; parameters, statistics, classifiers and
-        logits are float32.
+      dtype: dtype of computation: float32, bfloat16, or for inference float16; parameters,
+        statistics, classifiers and logits are float32.
       rngs: its `params` stream draws the initial values; nothing of it is kept.
       decoder_channels: width of the decoder.
       auxiliary_channels: width of the auxiliary head.

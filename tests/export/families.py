@@ -31,12 +31,16 @@ SPECS = {
 def variables(spec: ModelSpec):
     """Parameters and batch statistics at which every array matters."""
     rng = np.random.default_rng(1)
-    stats = spec.abstract_batch_stats()
-    # Variances and means alike may be positive.
-    filled = map_with_names(
-        lambda _, leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), stats
+
+    def statistic(name, leaf):
+        # Means about zero, or no ReLU behind them would ever see light.
+        mean = name.endswith("mean")
+        values = rng.normal(0, 0.3, leaf.shape) if mean else rng.uniform(0.5, 1.5, leaf.shape)
+        return values.astype(np.float32)
+
+    return random_params(spec.abstract_params()), map_with_names(
+        statistic, spec.abstract_batch_stats()
     )
-    return random_params(spec.abstract_params()), filled
 
 
 def side_of(spec: ModelSpec) -> int:

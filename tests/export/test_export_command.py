@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from classification.small import FEEDING, NAMES, PHOTOGRAPHS, SPEC, model_with, save, small_params
 
+from convnext_jax import predict as predict_command
 from convnext_jax.classification.predictor import Prediction, Predictor
 from convnext_jax.export import __main__ as command
 
@@ -31,54 +32,116 @@ def photo(tmp_path_factory):
     return path
 
 
-def run(*arguments):
+def run(*arguments, main=command.main):
     with pytest.raises(SystemExit) as ended:
-        command.main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments])
     return ended.value.code
 
 
+def predict(*arguments):
+    return run(*arguments, main=predict_command.main)
+
+
+@pytest.fixture(scope="module")
+def expected(photo):
+    """What the model gives without being exported: the lines of the scripts."""
+    (ours,) = Predictor(model_with(SPEC, small_params(0)), FEEDING, NAMES).predictions([photo], 5)
+    assert isinstance(ours, Prediction)
+    rows = zip(ours.probabilities, ours.names, strict=True)
+    return [f"{photo}  {probability:.2%}  {name}" for probability, name in rows]
+
+
 @pytest.mark.parametrize("flags", [[], ["--fold"]])
-def test_the_folder_runs_by_itself_and_says_what_it_is(workdir, photo, tmp_path, capsys, flags):
+def test_the_folder_runs_by_itself_and_says_what_it_is(
+    workdir, photo, expected, tmp_path, capsys, flags
+):
     folder = tmp_path / "new" / "exported"
-    assert run("--checkpoint", workdir, folder, *flags) == 0
+    assert run("--checkpoint", workdir, folder, "--formats", "stablehlo,onnx", *flags) == 0
     line = capsys.readouterr().out
-    assert line.startswith(f"{folder}: convnext_atto, ") and "for cpu, cuda, tpu" in line
+    assert line.startswith(f"{folder}: convnext_atto, ") and "model.onnx, 0." in line
     assert sorted(path.name for path in folder.iterdir()) == [
         "model.json",
+        "model.onnx",
         "model.stablehlo",
+        "run_onnx.py",
         "run_stablehlo.py",
     ]
     assert [path.name for path in folder.parent.iterdir()] == ["exported"]
     about = json.loads((folder / "model.json").read_text())
-    assert about["input"] == {
-        "shape": ["n", 64, 64, 3],
-        "dtype": "float32",
-        "pixels": "0..255" if flags else "normalised",
+    pixels = "0..255" if flags else "normalised"
+    assert about["input"] == {"size": 64, "dtype": "float32", "pixels": pixels}
+    assert about["formats"]["stablehlo"]["input"] == ["n", 64, 64, 3]
+    assert about["formats"]["stablehlo"]["platforms"] == ["cpu", "cuda", "tpu"]
+    assert about["formats"]["onnx"] == {
+        "input": ["n", 3, 64, 64],
+        "output": ["n", 7],
+        "opset": 20,
     }
-    assert about["output"] == {"shape": ["n", 7], "dtype": "float32"}
     assert about["class_names"] == list(NAMES) and about["parameters"] == "ema"
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, str(folder / "run_stablehlo.py"), str(photo)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    model = model_with(SPEC, small_params(0))
-    (ours,) = Predictor(model, FEEDING, NAMES).predictions([str(photo)], 5)
-    assert isinstance(ours, Prediction)
-    expected = [
-        f"{photo}  {probability:.2%}  {name}"
-        for probability, name in zip(ours.probabilities, ours.names, strict=True)
-    ]
-    assert done.stdout.splitlines() == expected
+    for script in ("run_onnx.py", "run_stablehlo.py"):
+        done = subprocess.run(
+            [sys.executable, "-c", ALONE, str(folder / script), str(photo)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == expected
 
 
-def test_another_size_and_dtype(workdir, tmp_path):
+@pytest.mark.parametrize("runtime", ["onnx", "stablehlo"])
+def test_predict_runs_what_was_exported(workdir, photo, tmp_path, capsys, runtime):
     folder = tmp_path / "exported"
-    assert run("--checkpoint", workdir, folder, "--size", 48, "--dtype", "bfloat16") == 0
+    assert run("--checkpoint", workdir, folder, "--formats", runtime, "--fold") == 0
+    capsys.readouterr()
+    assert predict(photo, "--checkpoint", workdir, "--json") == 0
+    ours = json.loads(capsys.readouterr().out)
+    # Three images: a batch is filled up to four.
+    arguments = [photo] * 3 + ["--checkpoint", folder, "--runtime", runtime, "--json"]
+    assert predict(*arguments) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 3
+    for row in rows:
+        assert row["parameters"] == ours["parameters"] == "ema"
+        for found, expected in zip(row["classes"], ours["classes"], strict=True):
+            assert found["label"] == expected["label"] and found["name"] == expected["name"]
+            assert found["probability"] == pytest.approx(expected["probability"], abs=1e-6)
+
+
+def test_predict_says_what_a_folder_lacks(workdir, photo, tmp_path, capsys):
+    folder = tmp_path / "exported"
+    assert run("--checkpoint", workdir, folder, "--formats", "onnx") == 0
+    capsys.readouterr()
+    for arguments, sentence in (
+        (["--checkpoint", folder], "is an exported model: say `--runtime` onnx or stablehlo"),
+        (
+            ["--checkpoint", folder, "--runtime", "stablehlo"],
+            "model.stablehlo, which is not there: write it with",
+        ),
+        (["--checkpoint", workdir, "--runtime", "onnx"], "model.onnx, which is not there"),
+        (
+            ["--checkpoint", folder, "--runtime", "onnx", "--output", tmp_path / "x.npz"],
+            "`--output` is for embeddings, and ",
+        ),
+    ):
+        assert predict(photo, *arguments) == 2
+        said = capsys.readouterr().err
+        assert sentence in said and said.count("\n") == 1
+    (folder / "model.onnx").write_bytes(b"damaged")
+    assert predict(photo, "--checkpoint", folder, "--runtime", "onnx") == 2
+    said = capsys.readouterr().err
+    assert "model.onnx cannot be read: " in said and said.count("\n") == 1
+    (folder / "model.json").write_text("{}")
+    assert predict(photo, "--checkpoint", folder, "--runtime", "onnx") == 2
+    assert "model.json must be as exporting wrote it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_another_size_and_dtype(workdir, tmp_path, dtype):
+    folder = tmp_path / "exported"
+    assert run("--checkpoint", workdir, folder, "--size", 48, "--dtype", dtype) == 0
     about = json.loads((folder / "model.json").read_text())
-    assert about["input"]["shape"] == ["n", 48, 48, 3] and about["dtype"] == "bfloat16"
+    assert about["input"]["size"] == 48 and about["dtype"] == dtype
     assert about["preprocessing"]["input_size"] == 48
     import jax
 
@@ -90,7 +153,12 @@ def test_another_size_and_dtype(workdir, tmp_path):
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        (["--formats", "onx"], "error: `--formats` (=onx) must be of stablehlo"),
+        (["--formats", "onx"], "error: `--formats` (=onx) must be of stablehlo, onnx"),
+        (
+            ["--formats", "onnx", "--dtype", "bfloat16"],
+            "error: `--dtype` (=bfloat16) must be float32 or float16 for ONNX run-times",
+        ),
+        (["--formats", "onnx", "--size", "16"], "must be at least 32 pixels high and wide"),
         (["--size", "0"], "error: `--size` (=0) must be positive"),
         (["--size", "16"], "must be at least 32 pixels high and wide"),
     ],
@@ -102,6 +170,19 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_package_that_is_not_there_is_named(workdir, photo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert run("--checkpoint", workdir, tmp_path / "out", "--formats", "onnx") == 2
+    said = capsys.readouterr().err
+    assert "needs the package `onnx`, which is not installed (`pip install '.[onnx]'`)" in said
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert run("--checkpoint", workdir, tmp_path / "out", "--formats", "onnx") == 0
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert predict(photo, "--checkpoint", tmp_path / "out", "--runtime", "onnx") == 2
+    assert "needs the package `onnxruntime`, which is not installed" in capsys.readouterr().err
 
 
 def test_a_folder_with_files_is_left_alone(workdir, tmp_path, capsys):
