@@ -128,7 +128,8 @@ def test_an_error_in_one_process_ends_all_with_its_sentence(env, tmp_path):
 
 
 def test_who_loses_a_peer_asks_to_be_started_again(env, tmp_path):
-    processes = commands.start_processes(tmp_path, env, 2, *OVERRIDES)
+    # As many steps as in test_local_training.py: the programs are the same.
+    processes = commands.start_processes(tmp_path, env, 2, *OVERRIDES, "--config.num_steps=100000")
     commands.wait_for(processes, lambda: commands.last_step(tmp_path) >= 3)
     processes[1].kill()
     (status, _, errors), _ = commands.end_of(processes, timeout=60)

@@ -13,8 +13,8 @@ from convnext_jax.export.fold import fold
 from convnext_jax.export.stablehlo import stablehlo
 
 COUNTS = (1, 3, 4)
-# tests/export/test_fold.py has them all; to what is exported they are parameters like others.
-FOLDED = ("V1", "V2")
+# Of all families by default; each count is a program of its own to compile elsewhere.
+QUICK = {name: COUNTS if name == "V2" else (3,) for name in SPECS}
 # Reads each model and its images, and writes what it makes of them.
 ELSEWHERE = """
 import sys
@@ -27,32 +27,32 @@ found = {}
 for name in names:
     exported = jax.export.deserialize(bytearray(open(f"{folder}/{name}", "rb").read()))
     assert exported.platforms == ("cpu", "cuda", "tpu"), exported.platforms
-    number, kind = name.split(".")
     for key in images:
-        if key.startswith(f"{number}-") and (kind == "plain" or key == f"{number}-1"):
-            found[f"{kind}-{key}"] = exported.call(images[key])
+        if key.startswith(f"{name}-"):
+            found[key] = exported.call(images[key])
 np.savez(f"{folder}/found.npz", **found)
 """
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported")
+def exported(folder, counts, fold_too):
+    """What the models make of images elsewhere, and here, by name, kind and count."""
     images, expected, names = {}, {}, []
     for number, (name, spec) in enumerate(SPECS.items()):
         params, stats = variables(spec)
         side, channels = side_of(spec), spec.overrides.get("in_channels", 3)
+        most = np.asarray(random_images(max(COUNTS), side, side, channels, seed=number))
         apply = spec.function_with_batch_stats()
-        kinds = {"plain": params} | ({"folded": fold(params)[0]} if name in FOLDED else {})
-        for kind, arrays in kinds.items():
+        outputs, _ = jax.jit(apply)(params, stats, most)
+        logits = np.asarray(getattr(outputs, "decode", outputs))
+        for kind in ("plain", "folded") if fold_too else ("plain",):
+            arrays = fold(params)[0] if kind == "folded" else params
             program, shape = stablehlo(spec, arrays, stats, side)
+            assert shape[0] == "n"
             names.append(f"{number}.{kind}")
             (folder / names[-1]).write_bytes(program)
-            assert shape[0] == "n"
-        most = random_images(max(COUNTS), side, side, channels, seed=number)
-        images |= {f"{number}-{count}": most[:count] for count in COUNTS}
-        outputs, _ = jax.jit(apply)(params, stats, most)
-        expected[number] = np.asarray(getattr(outputs, "decode", outputs))
+            for count in counts[name]:
+                images[f"{names[-1]}-{count}"] = most[:count]
+                expected[f"{names[-1]}-{count}"] = logits[:count]
     np.savez(folder / "images.npz", **images)
     command = [sys.executable, "-c", ELSEWHERE, str(folder), *names]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
@@ -60,15 +60,24 @@ def results(tmp_path_factory):
     return dict(np.load(folder / "found.npz")), expected
 
 
-@pytest.mark.parametrize(
-    "name, kind", [*((name, "plain") for name in SPECS), *((name, "folded") for name in FOLDED)]
-)
-def test_logits_are_ours(results, name, kind):
-    found, expected = results
-    number = list(SPECS).index(name)
-    for count in COUNTS if kind == "plain" else (1,):
-        ours = expected[number][:count]
-        theirs = found[f"{kind}-{number}-{count}"]
-        assert theirs.dtype == np.float32
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for key, ours in expected.items():
+        assert found[key].dtype == np.float32
         # The same operations, which may be fused otherwise; rounding is 4e-7.
-        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5 * float(abs(ours).max()))
+        atol = 1e-5 * float(abs(ours).max())
+        np.testing.assert_allclose(found[key], ours, rtol=0, atol=atol, err_msg=key)
+
+
+def test_logits_are_ours(tmp_path):
+    """Of folded models too: tests/export/test_fold.py, as what is exported are parameters."""
+    found, expected = exported(tmp_path, QUICK, fold_too=False)
+    assert len(found) == len(SPECS) + 2
+    assert_same(found, expected)
+
+
+@pytest.mark.slow  # a hundred programs
+def test_every_family_folded_or_not_on_three_counts(tmp_path):
+    found, expected = exported(tmp_path, dict.fromkeys(SPECS, COUNTS), fold_too=True)
+    assert len(found) == len(SPECS) * 2 * len(COUNTS)
+    assert_same(found, expected)
