@@ -1,5 +1,6 @@
 """Settings for every test; they have to be made before JAX is imported."""
 
+import gc
 import os
 import signal
 
@@ -21,5 +22,17 @@ _ADDED = [f"{name}={value}" for name, value in _FLAGS.items() if name not in _GI
 os.environ["XLA_FLAGS"] = " ".join([_GIVEN, *_ADDED]).strip()
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tracing makes objects by the million that live as long as the programs: looking through all of
+# them again and again took a tenth of the suite. A module's garbage goes when it is over.
+gc.set_threshold(100_000, 50, 100)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _garbage():
+    yield
+    gc.collect()
+    gc.freeze()
