@@ -67,6 +67,8 @@ class Run:
       began: when the program did, by `time.perf_counter`.
       page: (file, parameters, batch statistics) -> None, draws examples to look at; None: there are
         none to draw.
+      look: (parameters) -> sections of the report, on what the model does on examples; None: there
+        is no report.
     """
 
     mesh: Mesh
@@ -94,6 +96,7 @@ class Run:
     metric: Metric
     began: float
     page: Callable[[Path, Any, Any], None] | None = None
+    look: Callable[[Any], list[str]] | None = None
 
     @property
     def best_metric(self) -> str:
@@ -293,26 +296,28 @@ class _Meter:
         self._run = run
         self._reporter = reporter
         self._checkpoints = checkpoints
-        # Step, its metrics, and when it was dispatched.
-        self._in_flight: deque[tuple[int, jax.Array, float]] = deque()
+        # Step, its metrics, when it was dispatched, and how long its batch was waited for: records
+        # are made later, when further batches have been waited for.
+        self._in_flight: deque[tuple[int, jax.Array, float, float]] = deque()
         self._values: list[np.ndarray] = []
-        self._waited = 0.0
+        self._waiting = self._waited = 0.0
         self._record_began = time.perf_counter()
 
     def begin(self) -> None:
         """Says that steps begin now: what came before is in no record."""
-        self._waited, self._record_began = 0.0, time.perf_counter()
+        self._waiting, self._record_began = 0.0, time.perf_counter()
 
     def waited(self, seconds: float) -> None:
         """Notes the time that getting the next batch took."""
         # While an earlier step still runs, nobody waits.
         busy = self._in_flight and not self._in_flight[-1][1].is_ready()  # pyright: ignore[reportAttributeAccessIssue]
         if not busy:
-            self._waited += seconds
+            self._waiting += seconds
 
     def add(self, step: int, metrics: jax.Array) -> None:
         """Takes the metrics of a step just dispatched; waits for one dispatched earlier."""
-        self._in_flight.append((step, metrics, time.perf_counter()))
+        self._in_flight.append((step, metrics, time.perf_counter(), self._waiting))
+        self._waiting = 0.0
         while len(self._in_flight) > _STEPS_IN_FLIGHT:
             # A record ends when its last step was dispatched: by now, later ones may be done too.
             self._take_oldest(until=self._in_flight[0][2])
@@ -330,7 +335,8 @@ class _Meter:
         self._record_began += time.perf_counter() - began
 
     def _take_oldest(self, until: float | None) -> None:
-        step, metrics, _ = self._in_flight.popleft()
+        step, metrics, _, waited = self._in_flight.popleft()
+        self._waited += waited
         values = np.asarray(metrics)
         named = dict(zip(self._run.metrics, values.tolist(), strict=True))
         self._reporter.advance(step)

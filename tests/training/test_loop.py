@@ -227,6 +227,22 @@ def test_results_of_earlier_versions_count(tmp_path):
     assert evaluated(tmp_path)[:3] == list(SCORES.items())
 
 
+def test_waiting_counts_in_the_record_of_the_step_that_waited(tmp_path):
+    class Slow(Batches):
+        def __next__(self):
+            self.delay = 0.4 if self.step == 6 else 0.0
+            return super().__next__()
+
+    go(build(scores, batches=lambda start: Slow(start, 0.0), evaluate_every=12), tmp_path)
+    waited = {
+        r["step"]: r["data_wait_fraction"] * r["step_seconds"]
+        for r in read_records(tmp_path / "metrics.jsonl")
+        if "loss" in r
+    }
+    # Of the time of a step; the records before it end before, though they are made later.
+    assert waited[7] > 0.3 and max(waited[5], waited[6], waited[8]) < 0.2, waited
+
+
 def test_what_comes_before_the_first_step_is_not_in_the_speed(tmp_path, capsys):
     began = time.perf_counter()
     go(build(scores, delay=2.0, total_steps=2), tmp_path)
