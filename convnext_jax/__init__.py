@@ -7,18 +7,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convnext_jax.classification.grad_cam import grad_cam
+    from convnext_jax.classification.predictor import Predictor
     from convnext_jax.models.registry import create_model, list_models
-    from convnext_jax.weights.load import load_pretrained
+    from convnext_jax.models.variants import Preprocessing
+    from convnext_jax.weights.load import load, load_pretrained
+    from convnext_jax.weights.save import save_pretrained
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Predictor": "convnext_jax.classification.predictor",
+    "Preprocessing": "convnext_jax.models.variants",
     "create_model": "convnext_jax.models.registry",
+    "grad_cam": "convnext_jax.classification.grad_cam",
     "list_models": "convnext_jax.models.registry",
+    "load": "convnext_jax.weights.load",
     "load_pretrained": "convnext_jax.weights.load",
+    "save_pretrained": "convnext_jax.weights.save",
 }
 
-__all__ = ["__version__", "create_model", "list_models", "load_pretrained"]
+__all__ = [
+    "Predictor",
+    "Preprocessing",
+    "__version__",
+    "create_model",
+    "grad_cam",
+    "list_models",
+    "load",
+    "load_pretrained",
+    "save_pretrained",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,14 +18,13 @@ from typing import Any
 from absl import logging
 
 from convnext_jax import builders
-from convnext_jax.checkpointing.manager import Checkpoints
-from convnext_jax.checkpointing.steps import completed_steps
 from convnext_jax.constants import PARAMETERS
 from convnext_jax.convert.formats import FORMATS
 from convnext_jax.convert.upernet_settings import SQUASHES
 from convnext_jax.convert.write import EXPORTS, export
-from convnext_jax.errors import InputError, exit_in_one_sentence
+from convnext_jax.errors import exit_in_one_sentence
 from convnext_jax.weights.find import NAMES, Weights, add_choices, find
+from convnext_jax.weights.save import write_checkpoint
 from convnext_jax.wings import wing_of
 
 # What a converted checkpoint says of its origin, beside what every checkpoint does.
@@ -87,21 +86,15 @@ def save_checkpoint(weights: Weights, output: Path) -> None:
     Raises:
       InputError: there is a checkpoint already, or the directory cannot be written.
     """
-    directory = builders.prepare_workdir(str(output)) / "checkpoints"
-    if completed_steps(directory):
-        raise InputError(f"`output` (={output}) must not hold a checkpoint already")
     described = weights.description.to_json() | {key: weights.origin.get(key) for key in _ORIGIN}
     described["parameters"] = weights.parameters
-    metric = wing_of(weights.description.spec.name).metric.name
-    described["metric"] = metric
-    checkpoints = Checkpoints(directory, best_metric=f"eval_params_{metric}")
-    items = {"params": weights.on_host()}
-    batch_stats = weights.batch_stats_on_host()
-    if batch_stats:
-        items["batch_stats"] = batch_stats
-    checkpoints.save(0, items, described)
-    checkpoints.wait()
-    checkpoints.close()
+    described["metric"] = wing_of(weights.description.spec.name).metric.name
+    write_checkpoint(
+        builders.prepare_workdir(str(output)),
+        described,
+        weights.on_host(),
+        weights.batch_stats_on_host(),
+    )
 
 
 def report(weights: Weights) -> str:
