@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-scaling bench bench-check chaos rehearsal clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-scaling docs bench bench-check chaos rehearsal clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -52,9 +52,17 @@ results-input: .venv/.test
 results-segmentation: .venv/.test
 	$(BIN)/python -m benchmarks.segmentation
 
+# Measures exported models beside timm's export, and writes it into docs/export.md.
+results-export: .venv/.test
+	$(BIN)/python -m benchmarks.export
+
 # Plans large runs on TPU slices, minutes each, and writes what came out into docs/scaling.md.
 results-scaling: .venv/.plan
 	$(BIN)/python -m benchmarks.scaling
+
+# Writes the pages that are made from code.
+docs: .venv/.test
+	$(BIN)/python -m convnext_jax.config_keys > docs/configuration.md
 
 # Measures the models beside their peers, and writes it into docs/performance.md; wants a quiet
 # machine.

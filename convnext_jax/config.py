@@ -20,14 +20,14 @@ from convnext_jax.errors import InputError, did_you_mean
 class ModelConfig:
     """The model; None means the variant's own value."""
 
-    name: str = "convnext_tiny"
+    name: str = "convnext_tiny"  # one of `convnext_jax.list_models()`
     dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
     drop_path: float = 0.0  # probability of dropping the last block; the first is never dropped
     depths: tuple[int, ...] | None = None  # blocks in each stage
     dims: tuple[int, ...] | None = None  # channels of each stage
-    kernel_size: int | None = None
+    kernel_size: int | None = None  # side of the depthwise filters, odd
     layer_scale_init: float | None = None  # 0: no layer scale
-    head_init_scale: float = 1.0
+    head_init_scale: float = 1.0  # multiplies the initial kernel and bias of the head
     remat: bool = False  # recompute each block's activations in the backward pass
 
     def overrides(self) -> dict[str, Any]:
@@ -42,8 +42,8 @@ class DataConfig:
 
     name: str = "imagenet2012"  # as TFDS names it: name, name/config, name:version
     dir: str | None = None  # TFDS's data directory; None: TFDS's own default
-    train_split: str = "train"
-    eval_split: str = "validation"
+    train_split: str = "train"  # as TFDS writes it: `train[:90%]` is a part
+    eval_split: str = "validation"  # likewise
     global_batch: int = 4096  # examples of one optimiser step, over all devices
     per_device_batch: int | None = None  # at most so many at once; the step accumulates the rest
     eval_batch: int | None = None  # over all devices; None: as many as the step takes at once
@@ -94,21 +94,21 @@ class SegmentationConfig:
 class OptimConfig:
     """AdamW, its schedule, the loss and the moving average."""
 
-    lr: float = 4e-3
-    min_lr: float = 1e-6
-    warmup_epochs: float = 20.0
+    lr: float = 4e-3  # the highest learning rate, after warm-up, for the whole batch
+    min_lr: float = 1e-6  # the learning rate that the schedule ends at
+    warmup_epochs: float = 20.0  # of linear warm-up from 0
     warmup_steps: int | None = None  # takes the place of `warmup_epochs`
-    weight_decay: float = 0.05
+    weight_decay: float = 0.05  # of kernels; norms, biases and layer scale have none
     schedule: str = "cosine"  # after warm-up; or poly: linearly to min_lr, warm-up multiplied on
     weight_decay_end: float | None = None  # follows a cosine to this; None: stays as it is
     layer_decay: float = 1.0  # of the learning rate, from the head to the stem; 1: none
     layer_decay_by: str = "blocks"  # groups of blocks, or stages as in the paper's segmentation
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
+    b1: float = 0.9  # of the mean of gradients
+    b2: float = 0.999  # of the mean of their squares
+    eps: float = 1e-8  # added to the root of the latter
     clip_norm: float = 0.0  # global norm; 0: no clipping
     gradient_sum: str = "float32"  # over devices; or model.dtype, bfloat16: half the bytes
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.1  # share of the target that all classes have alike
     ema_decay: float = 0.9999  # 0: no moving average
 
 
@@ -126,8 +126,8 @@ class CheckpointConfig:
     """When to save, beside after every evaluation, and what to keep, beside the best."""
 
     dir: str | None = None  # where checkpoints go, such as gs://...; None: into the workdir
-    every_steps: int | None = None
-    keep_last: int = 2
+    every_steps: int | None = None  # save also so often; None: no more than evaluations do
+    keep_last: int = 2  # newest checkpoints to keep
     on_damage: str = "fall_back"  # to the newest one that is whole; or stop
 
 
@@ -135,20 +135,21 @@ class CheckpointConfig:
 class Config:
     """A whole run."""
 
-    seed: int = 0
+    seed: int = 0  # of everything random: two runs of one seed are the same run
     # Weights to start from: what `load_pretrained` takes. The workdir's own checkpoint comes first.
     init_from: str | None = None
     init_ema: bool | None = None  # their moving average; None: if there is one
     init_head: bool = True  # their head, if its number of classes fits; False: a new one
-    num_epochs: float = 300.0
+    num_epochs: float = 300.0  # of the schedule, and of the run unless `num_steps` is given
     num_steps: int | None = None  # ends the run early, or late, whatever `num_epochs`; None: epochs
-    eval_every_epochs: float = 1.0
+    eval_every_epochs: float = 1.0  # and at the end
     eval_every_steps: int | None = None  # takes the place of `eval_every_epochs`
-    log_every_steps: int = 50
+    log_every_steps: int = 50  # that one record of metrics.jsonl covers
     log_parameters: bool = False  # print each parameter at the start, instead of their number
     log_batch_hashes: bool = False  # record which images each step saw, to compare runs by
     hang_seconds: float = 1800.0  # a step that takes longer is reported, with all stacks; 0: never
     compilation_cache: bool = True  # keep compiled programs in the user's cache directory
+    report_examples: int = 1000  # looked at for report.html at the end; 0: there is no report
     profile_steps: int = 0  # steps to profile, shortly after the start
     tensorboard: bool = True  # also write TensorBoard events
     model: ModelConfig = ModelConfig()
@@ -314,6 +315,7 @@ def _check_ranges(config: Config) -> None:
     check("eval_every_steps", every is None or every > 0, "be positive, or None")
     check("log_every_steps", config.log_every_steps > 0, "be positive")
     check("hang_seconds", config.hang_seconds >= 0, "not be negative")
+    check("report_examples", config.report_examples >= 0, "not be negative")
     check("profile_steps", config.profile_steps >= 0, "not be negative")
     check("model.dtype", model.dtype in ("float32", "bfloat16"), "be float32 or bfloat16")
     check("model.drop_path", 0 <= model.drop_path < 1, "lie in [0, 1)")
