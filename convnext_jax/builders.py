@@ -20,6 +20,7 @@ from convnext_jax.data.sources import Dataset, check_same_classes
 from convnext_jax.errors import InputError, Lost
 from convnext_jax.models.registry import backbone_name
 from convnext_jax.models.spec import ModelSpec, batch_stats_of, params_of
+from convnext_jax.report import looks
 from convnext_jax.retry import is_passing, retrying
 from convnext_jax.starting import find_start
 from convnext_jax.step_builder import accumulation, build_step
@@ -80,6 +81,10 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
         assert wing.page is not None
         wing.page(path, task.model, params, batch_stats, held_out)
 
+    def look(params: Any) -> list[str]:
+        # Read to this process's devices: of several processes none has all of them.
+        return looks.look(task.model, lambda: params, held_out, config.report_examples)
+
     def batches(start_step: int) -> Batches:
         return train_batches(
             source,
@@ -131,6 +136,7 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
         tensorboard=config.tensorboard,
         log_parameters=config.log_parameters,
         page=page if wing.page is not None else None,
+        look=look if config.report_examples else None,
     )
 
 

@@ -8,6 +8,10 @@ IMAGENET_1K_CLASSES = 1000
 IMAGENET_22K_CLASSES = 21841
 ADE20K_CLASSES = 150
 
+# What a run leaves to look at, in its workdir.
+EXAMPLES_FILE = "examples.png"
+REPORT_FILE = "report.html"
+
 # The label of pixels that belong to no class.
 IGNORED = 255
 

@@ -11,11 +11,13 @@ from convnext_jax import interrupts
 if __name__ == "__main__":  # before the imports, which take seconds
     interrupts.listen()
 
+import functools
 import itertools
 import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 # TensorFlow, which clu's TensorBoard writer imports, would greet with log lines about itself.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -30,6 +32,7 @@ from convnext_jax import builders, processes
 from convnext_jax.checkpointing.shared import require_shared
 from convnext_jax.checkpointing.steps import completed_steps
 from convnext_jax.config import Config, all_keys, resolve, unknown_key
+from convnext_jax.constants import EXAMPLES_FILE, REPORT_FILE
 from convnext_jax.errors import (
     LOST_STATUS,
     RUN_STATUS,
@@ -37,11 +40,15 @@ from convnext_jax.errors import (
     Interrupted,
     Lost,
     Preempted,
+    RunError,
     exit_in_one_sentence,
 )
+from convnext_jax.models.spec import ModelDescription
+from convnext_jax.report import run as report
 from convnext_jax.retry import is_passing
 from convnext_jax.training import loop, summary
 from convnext_jax.training.mirror import Mirror
+from convnext_jax.training.state import TrainState
 
 _BEGAN = time.perf_counter()
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, or FILE:VARIANT.")
@@ -76,14 +83,30 @@ def run(config: Config, place: str, preemption: processes.Preemption) -> None:
         facts = builders.facts(config, job) | {"resumed_from_step": start, "seconds": seconds}
         results = summary.write_summary(workdir, facts, job.metric)
         summary.write_curves(workdir, f"{results['model']} on {results['dataset']}", job.metric)
-        mirror.close()
         # Of several processes none has all parameters.
         if job.page is not None and state is not None and jax.process_count() == 1:
             try:
-                job.page(workdir / "examples.png", *state.candidates()[results["evaluated"]])
+                job.page(workdir / EXAMPLES_FILE, *state.candidates()[results["evaluated"]])
             except OSError as error:  # the run itself is complete
-                print(f"warning: examples.png was not written: {error}", file=sys.stderr)
+                print(f"warning: {EXAMPLES_FILE} was not written: {error}", file=sys.stderr)
+        if job.look is not None:
+            _write_report(job, workdir, state, results["evaluated"])
+        mirror.close()
     print(summary.final_line(results, workdir, job.metric))
+
+
+def _write_report(job: loop.Run, workdir: Path, state: TrainState | None, evaluated: str) -> None:
+    """Writes `report.html`; one that cannot be written does not spoil the run, which is over."""
+    look, spec = job.look, ModelDescription.from_json(job.description).spec
+    # Of several processes none has all parameters: `python -m convnext_jax.report` reads them.
+    if jax.process_count() == 1 and look is not None and state is not None:
+        sections = functools.partial(look, state.candidates()[evaluated][0])
+    else:
+        sections = None
+    try:
+        report.write([workdir], workdir / REPORT_FILE, sections, spec)
+    except (OSError, InputError, RunError) as error:
+        print(f"warning: {REPORT_FILE} was not written: {error}", file=sys.stderr)
 
 
 def keep_compiled_programs() -> None:
@@ -96,12 +119,36 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", f"{root}/convnext_jax/programs")
 
 
+_HELP = """\
+usage: python -m convnext_jax.main --config FILE[:VARIANT] --workdir DIR [--config.KEY=VALUE ...]
+
+Train, or go on training: the same command on the same workdir continues the run.
+
+  --config FILE[:VARIANT]  a config file, such as configs/digits.py or configs/imagenet1k.py:tiny
+  --workdir DIR            of the run, here or in a bucket (gs://...); continued if it has one
+  --config.KEY=VALUE       overrides a key of the config file
+
+Exit status: 0 done; 1 the run had to stop; 2 the input cannot be used; 75 preempted, after saving;
+76 lost what may come back; 130 interrupted, after saving.
+
+Keys, with the defaults that a config file changes:"""
+
+
+def _print_help() -> None:
+    from convnext_jax import config_keys  # only here
+
+    print(f"{_HELP}\n{config_keys.listing()}")
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line.
 
     Raises:
       SystemExit: after one sentence, for a flag, a config file or a config key that does not exist.
     """
+    if {"-h", "-?", "--help", "-help"} & set(argv[1:]):
+        _print_help()
+        sys.exit(0)
     with exit_in_one_sentence():
         # Before absl sees them, whose answer to these mistakes would be a traceback.
         for argument, following in itertools.pairwise([*argv[1:], ""]):

@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
     interrupts.listen()
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from convnext_jax.classification.grad_cam import overlay
 from convnext_jax.classification.predictor import Failure, Prediction, Predictor
 from convnext_jax.constants import IMAGE_EXTENSIONS, PARAMETERS
 from convnext_jax.data import ade20k_classes
@@ -34,7 +36,7 @@ from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelDescription
 from convnext_jax.segmentation import predictor as segmenter
 from convnext_jax.segmentation.colours import palette
-from convnext_jax.segmentation.outputs import areas, output_names, write_outputs
+from convnext_jax.segmentation.outputs import areas, output_names, write_at_once, write_outputs
 from convnext_jax.weights.find import NAMES, add_choices, find
 from convnext_jax.weights.load import load
 
@@ -61,6 +63,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="of a classifier: instead of classes, write embeddings to this .npz file, with the"
         " arrays `embeddings` and `paths`, and of images that could not be used `failed` (paths)"
         " and `errors`; of a model that segments, which needs it: the folder to write to",
+    )
+    parser.add_argument(
+        "--cam",
+        metavar="FOLDER",
+        help="of a classifier: write there what it saw of each image, with where it saw the"
+        " likeliest class (Grad-CAM)",
     )
     return parser.parse_args(arguments)
 
@@ -136,7 +144,10 @@ def predict(arguments: argparse.Namespace) -> bool:
     if output is not None:
         return _embed(predictor, images, output, PARAMETERS[which], arguments.json)
     complete = True
-    results = predictor.predictions(images, arguments.top)
+    if arguments.cam is None:
+        results = predictor.predictions(images, arguments.top)
+    else:
+        results = _with_overlays(predictor, images, arguments)
     if not arguments.json:
         print(f"{found.spec.name}, {source} ({PARAMETERS[which]}):")
     for path, result in zip(images, results, strict=True):
@@ -153,6 +164,40 @@ def predict(arguments: argparse.Namespace) -> bool:
     return complete
 
 
+def _with_overlays(
+    predictor: Predictor, images: list[str], arguments: argparse.Namespace
+) -> Iterator[Prediction | Failure]:
+    """The predictions; each image's overlay is written before its prediction is given."""
+    folder, names = Path(arguments.cam), output_names(images, arguments.images)
+    _writable_folder("--cam", folder)
+    found = predictor.explanations(images, arguments.top)
+    for name, result in zip(names, found, strict=True):
+        if isinstance(result, Failure):
+            yield result
+            continue
+        picture = overlay(result.seen, result.heat)
+        file = folder / f"{name}_cam.png"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_at_once(file, functools.partial(picture.save, format="PNG"))
+        except OSError as error:
+            raise RunError(f"writing {file} failed: {error}") from error
+        yield result.prediction
+
+
+def _writable_folder(flag: str, folder: Path) -> None:
+    """Makes a folder; raises InputError unless files can be put there."""
+    probe = folder / f".write-test-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"`{flag}` (={folder}) must be a folder that can be written: {error}"
+        ) from error
+
+
 def _segment(
     arguments: argparse.Namespace,
     images: list[str],
@@ -164,16 +209,10 @@ def _segment(
     """Writes what `segmentation.outputs` says of each image; returns whether all could be used."""
     if arguments.output is None:
         raise InputError(f"`--output` must be the folder to write to: {source} segments images")
+    if arguments.cam is not None:
+        raise InputError(f"`--cam` is for classifiers, and {source} segments images")
     folder, names = Path(arguments.output), output_names(images, arguments.images)
-    probe = folder / f".write-test-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"`--output` (={folder}) must be a folder that can be written: {error}"
-        ) from error
+    _writable_folder("--output", folder)
     class_names = description.class_names
     if class_names is None and description.spec.num_classes == len(ade20k_classes.CLASSES):
         class_names = ade20k_classes.CLASSES  # published weights of so many classes are its

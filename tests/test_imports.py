@@ -27,6 +27,7 @@ RANKS = {
     "checkpointing": 2,
     "convert": 2,
     "config": 2,
+    "config_keys": 3,
     "weights": 3,
     "training": 4,
     "classification": 5,
@@ -37,12 +38,14 @@ RANKS = {
     "builders": 6,
     "export": 6,
     "planning": 6,
+    "report": 6,
     "main": 7,
     "plan": 7,
     "evaluate": 7,
     "predict": 7,
 }
 SIDEWAYS = {
+    ("builders", "report"),
     ("builders", "starting"),
     ("builders", "step_builder"),
     ("builders", "wings"),
@@ -56,6 +59,8 @@ HOMES = {
     "tensorflow_datasets": "data",
     "torch": "convert",
     "clu": "training",
+    "onnx": "export",
+    "onnxruntime": "export",
 }
 # These import the standard library and nothing else but JAX, Flax and NumPy.
 LEAN = {"errors", "interrupts", "constants", "tree", "ops", "models"}

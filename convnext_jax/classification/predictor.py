@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import itertools
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +15,7 @@ from flax import nnx
 from PIL import Image
 
 from convnext_jax import sharding
+from convnext_jax.classification.grad_cam import logits_and_maps
 from convnext_jax.classification.preprocess import ImageError, ImageLike, Preprocess
 from convnext_jax.data.normalize import normalize
 from convnext_jax.errors import InputError, RunError
@@ -35,6 +37,20 @@ class Prediction(NamedTuple):
     labels: tuple[int, ...]
     names: tuple[str, ...]
     probabilities: tuple[float, ...]
+
+
+class Explanation(NamedTuple):
+    """A prediction, and where in the image the model sees its likeliest class.
+
+    Attributes:
+      prediction: the likeliest classes.
+      seen: the image as it was fed to the model.
+      heat: Grad-CAM of the likeliest class, float32 [h, w] in 0..1 (`grad_cam.grad_cam`).
+    """
+
+    prediction: Prediction
+    seen: Image.Image
+    heat: np.ndarray
 
 
 class Elsewhere(Protocol):
@@ -114,7 +130,8 @@ class Predictor:
             self._multiple = 1
             self._embedding_size = lambda: model.output_size
             self._probabilities = lambda pixels: _softmax(model(pixels))
-            self._embeddings = model if model.num_classes == 0 else _no_embeddings
+            self._embeddings = model if model.num_classes == 0 else _only_logits
+            self._explained = _only_logits
 
     def _compile(self, model: Model, preprocessing: Preprocessing) -> None:
         """Makes functions of pixels that run on all devices; nothing is compiled yet."""
@@ -134,7 +151,13 @@ class Predictor:
             headless.head = None
             return headless(normalize(images, mean, std)).astype(jnp.float32)
 
-        def of_pixels(function: Callable[..., jax.Array]) -> Callable[[np.ndarray], jax.Array]:
+        @jax.jit
+        def explained(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            model = nnx.merge(graph, params)
+            logits, heat = logits_and_maps(model, normalize(images, mean, std), None)
+            return jax.nn.softmax(logits, axis=-1), heat, images
+
+        def of_pixels(function: Callable[..., Any]) -> Callable[[np.ndarray], Any]:
             split = sharding.batch_sharding(mesh)
             return lambda pixels: function(params, jax.device_put(pixels, split))
 
@@ -143,6 +166,7 @@ class Predictor:
         pixels = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
         self._embedding_size = lambda: jax.eval_shape(embeddings, params, pixels).shape[1]
         self._probabilities, self._embeddings = of_pixels(probabilities), of_pixels(embeddings)
+        self._explained = of_pixels(explained)
 
     def predict(self, images: Iterable[ImageLike], top: int = 5) -> list[Prediction | Failure]:
         """Classifies images: the list of what `predictions` gives."""
@@ -164,15 +188,32 @@ class Predictor:
           InputError: `top` is not positive, or the model has no head.
           RunError: the model's result is not finite.
         """
-        if top < 1:
-            raise InputError(f"`top` (={top}) must be positive")
-        if self.num_classes == 0:
-            raise InputError("the model has no head (`num_classes` is 0): it gives embeddings only")
+        self._require_classes(top)
         # Not a generator itself, so that these are raised by the call.
         return (
             row if isinstance(row, Failure) else self._likeliest(row, top)
             for row in self._rows(self._probabilities, images)
         )
+
+    def explanations(
+        self, images: Iterable[ImageLike], top: int = 5
+    ) -> Iterator[Explanation | Failure]:
+        """Classifies images and says where it sees what; else as `predictions`."""
+        self._require_classes(top)
+
+        def explained(row: Any) -> Explanation | Failure:
+            if isinstance(row, Failure):
+                return row
+            probabilities, heat, pixels = row
+            return Explanation(self._likeliest(probabilities, top), Image.fromarray(pixels), heat)
+
+        return (explained(row) for row in self._rows(self._explained, images))
+
+    def _require_classes(self, top: int) -> None:
+        if top < 1:
+            raise InputError(f"`top` (={top}) must be positive")
+        if self.num_classes == 0:
+            raise InputError("the model has no head (`num_classes` is 0): it gives embeddings only")
 
     def embed(self, images: Iterable[ImageLike]) -> tuple[np.ndarray, dict[int, str]]:
         """Computes pooled and normalised embeddings: what the model's head is applied to.
@@ -216,8 +257,8 @@ class Predictor:
 
     def _rows(
         self, function: Callable[[np.ndarray], Any], images: Iterable[ImageLike]
-    ) -> Iterator[np.ndarray | Failure]:
-        """Applies a function of pixels to images; gives its rows."""
+    ) -> Iterator[Any]:
+        """Applies a function of pixels to images; gives its rows, and failures."""
         if isinstance(images, (str, os.PathLike, Image.Image)):
             raise TypeError("`images` must be a list of paths or PIL images, not a single one")
         images = iter(images)
@@ -229,7 +270,7 @@ class Predictor:
 
     def _batched(
         self, function: Callable[[np.ndarray], Any], images: Iterator[ImageLike], rows: int
-    ) -> Iterator[np.ndarray | Failure]:
+    ) -> Iterator[Any]:
         numbered = enumerate(images)
         size = self._preprocess.size
         with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
@@ -247,10 +288,12 @@ class Predictor:
                 ahead.extend(
                     pool.submit(self._read, *item) for item in itertools.islice(numbered, rows)
                 )
-                for result, image in zip(np.asarray(results), read, strict=False):
+                results = jax.tree.map(np.asarray, results)
+                for i, image in enumerate(read):
+                    result = jax.tree.map(operator.itemgetter(i), results)
                     if isinstance(image, Failure):
                         yield image
-                    elif np.isfinite(result).all():
+                    elif all(np.isfinite(part).all() for part in jax.tree.leaves(result)):
                         yield result
                     else:
                         raise RunError("the model's result must be finite, and is not")
@@ -268,7 +311,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def _no_embeddings(pixels: np.ndarray) -> np.ndarray:
+def _only_logits(pixels: np.ndarray) -> np.ndarray:
     raise InputError(
-        "an exported model gives what it was exported with, logits: embeddings need the checkpoint"
+        "an exported model gives logits alone: what else there is needs the checkpoint"
     )

@@ -268,10 +268,10 @@ class ConvNeXt(nnx.Module):
         Raises:
           InputError: as in `features`.
         """
+        return self.classify(self.features(images, key)[-1])
+
+    def classify(self, last: Array) -> Array:
+        """What follows the last feature map, [N, H, W, dims[-1]] of any dtype: as `__call__`."""
         return layers.pool_and_classify(
-            self.features(images, key)[-1],
-            self.norm,
-            self.head,
-            norm_pre=self.norm_pre,
-            pre_logits=self.pre_logits,
+            last, self.norm, self.head, norm_pre=self.norm_pre, pre_logits=self.pre_logits
         )

@@ -99,4 +99,8 @@ class ConvNeXtIsotropic(nnx.Module):
 
     def __call__(self, images: Array, key: Array | None = None) -> Array:
         """Classifies images: as `ConvNeXt.__call__`."""
-        return layers.pool_and_classify(self.features(images, key)[-1], self.norm, self.head)
+        return self.classify(self.features(images, key)[-1])
+
+    def classify(self, last: Array) -> Array:
+        """What follows the last feature map: as `ConvNeXt.classify`."""
+        return layers.pool_and_classify(last, self.norm, self.head)

@@ -107,6 +107,11 @@ class ModelSpec:
             if isinstance(module, nnx.Linear | nnx.Conv | DepthwiseConv)
         }
 
+    def with_params(self, params: Any) -> Model:
+        """The model with given parameters; for those without batch statistics."""
+        graph, _ = nnx.split(self.abstract())
+        return nnx.merge(graph, params)
+
     def function(self) -> Callable[..., Array]:
         """The model as a pure function (params, images, key=None) -> logits."""
         graph, _ = nnx.split(self.abstract())

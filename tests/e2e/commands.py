@@ -50,7 +50,8 @@ def environment(data_dir, cache_dir, devices=1):
 def train_command(workdir, *overrides, config="configs/digits.py"):
     return [
         *(sys.executable, "-m", "convnext_jax.main", "--config", config, "--workdir", str(workdir)),
-        *("--config.tensorboard=False", *overrides),
+        # Few tests look at these, and they take seconds.
+        *("--config.tensorboard=False", "--config.report_examples=0", *overrides),
     ]
 
 

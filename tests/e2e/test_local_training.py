@@ -22,7 +22,8 @@ def command(workdir, *overrides, processes=2):
     return [
         *(str(commands.ROOT / "launch" / "local.sh"), str(processes)),
         *("--config", "configs/digits.py", "--workdir", str(workdir)),
-        *("--config.tensorboard=False", "--config.log_every_steps=1"),
+        *("--config.tensorboard=False", "--config.report_examples=0"),
+        "--config.log_every_steps=1",
         *(*commands.TINY, *overrides),
     ]
 

@@ -65,6 +65,7 @@ def test_killed_runs_end_bit_identical(env, tmp_path):
 def test_what_a_run_leaves(env, tmp_path):
     # As many steps as above: the schedule is part of the program, which is compiled once so.
     overrides = (*commands.TINY, f"--config.num_steps={STEPS}", "--config.profile_steps=2")
+    overrides += ("--config.report_examples=50",)
     printed = commands.train(tmp_path, env, *overrides).stdout
     assert "batch: 64 = 1 devices x 64 images x 1 micro-batch(es)" in printed
     assert "steps: 44 (44 warm-up), 22 an epoch; 1437 training images, 2816 seen; 360" in printed
@@ -75,8 +76,11 @@ def test_what_a_run_leaves(env, tmp_path):
         "curves.png",
         "metrics.jsonl",
         "profile",
+        "report.html",
         "summary.json",
     }
+    report = (tmp_path / "report.html").read_text()
+    assert "50 of 360 examples of `test`" in report and "Surest mistakes" in report
     training = next(r for r in commands.records(tmp_path) if "loss" in r)
     assert training.keys() == {
         *("step", "epoch", "loss", "learning_rate"),

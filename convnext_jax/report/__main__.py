@@ -1,0 +1,107 @@
+"""A run as one page to look at: `python -m convnext_jax.report WORKDIR`.
+
+Curves, results, and of a classifier what it takes for what and its surest mistakes, in one file
+that needs no network. Several workdirs give a page of their runs side by side.
+"""
+
+from convnext_jax import interrupts
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    interrupts.listen()
+
+import argparse
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from convnext_jax import starting
+from convnext_jax.config import from_dict
+from convnext_jax.constants import REPORT_FILE
+from convnext_jax.errors import InputError, RunError, exit_in_one_sentence
+from convnext_jax.models.spec import ModelSpec
+from convnext_jax.report import looks, run
+from convnext_jax.weights.find import add_choices, find
+from convnext_jax.wings import wing_of
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convnext_jax.report", description="Write a page on a run, or on several."
+    )
+    parser.add_argument("workdirs", nargs="+", help="of the runs")
+    parser.add_argument(
+        "--output",
+        help=f"the file to write (default: {REPORT_FILE} in the workdir; of several runs, here)",
+    )
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=5000,
+        help="of the evaluation split, to look at for mistakes (default: 5000); 0: none",
+    )
+    parser.add_argument("--data_dir", help="TFDS data directory (default: the run's)")
+    add_choices(parser)
+    return parser.parse_args(arguments)
+
+
+def report(arguments: argparse.Namespace) -> str:
+    """Does what the arguments ask for; returns what to tell the user.
+
+    Raises:
+      InputError: the arguments cannot be used.
+      RunError: the file cannot be written.
+    """
+    if arguments.examples < 0:
+        raise InputError(f"`--examples` (={arguments.examples}) must not be negative")
+    workdirs = [Path(workdir) for workdir in arguments.workdirs]
+    for workdir in workdirs:
+        run.read(workdir)  # before anything takes time
+    several = len(workdirs) > 1
+    file = Path(arguments.output or (REPORT_FILE if several else workdirs[0] / REPORT_FILE))
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK) or file.is_dir():
+        raise InputError(f"`--output` (={file}) must be a file that can be written")
+    spec = look = None
+    if not several and any((workdirs[0] / "checkpoints").glob("[0-9]*")):
+        spec, look = _of_checkpoint(arguments)
+    try:
+        run.write(workdirs, file, look, spec)
+    except OSError as error:
+        raise RunError(f"writing {file} failed: {error}") from error
+    return f"{file}: {', '.join(map(str, workdirs))}, {file.stat().st_size / 2**20:.1f} MiB"
+
+
+def _of_checkpoint(arguments: argparse.Namespace) -> tuple[ModelSpec, Any]:
+    """The model of a run, and what gives its sections."""
+    weights = find(arguments.workdirs[0], step=arguments.step, ema=arguments.ema)
+    model = weights.description
+    if not arguments.examples or weights.config is None:
+        return model.spec, None
+    values = weights.config
+    if arguments.data_dir is not None:
+        values["data"]["dir"] = arguments.data_dir
+    config = from_dict(values)
+    source = wing_of(model.spec.name).open(config, config.data.eval_split)
+    source, _ = starting.with_labels_of(model, source, str(weights))
+    look = functools.partial(looks.look, model, weights.read, source, arguments.examples)
+    return model.spec, look
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    logging.set_verbosity(logging.FATAL)
+    warnings.filterwarnings("ignore", module="PIL")
+    parsed = parse_arguments(arguments)
+    with exit_in_one_sentence():
+        print(report(parsed))
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
