@@ -52,13 +52,14 @@ MODES = ("infer", "train")
 DTYPES = ("float32", "bfloat16")
 # Of the contestants' processes. By default glibc gives large buffers back to the kernel at every
 # step and faults them in again, which slows some programs and not others; buffers of threads other
-# than the first always, unless there is one arena for all. With preallocation peak memory would
-# mean nothing; with caches, compilation times.
+# than the first always, unless there is one arena for all. (A threshold of gigabytes for what is
+# mapped apart is refused in silence, so nothing is.) With preallocation peak memory would mean
+# nothing; with caches, compilation times.
 ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
-    "MALLOC_TOP_PAD_": str(1 << 30),
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_TOP_PAD_": str(1 << 26),
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
     "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
