@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 
 from convnext_jax import builders, processes, sharding, starting
+from convnext_jax.arguments import Parser
 from convnext_jax.config import from_dict
 from convnext_jax.constants import PARAMETERS
 from convnext_jax.data.open_files import allow_open_files
@@ -37,9 +38,7 @@ _VALUES = ("first_label", "ignored")
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convnext_jax.evaluate", description="Evaluate a checkpoint."
-    )
+    parser = Parser(prog="python -m convnext_jax.evaluate", description="Evaluate a checkpoint.")
     parser.add_argument("--checkpoint", required=True, help=NAMES)
     add_choices(parser)
     parser.add_argument("--dataset", help="TFDS name (default: what the run evaluated on)")

@@ -156,6 +156,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             key = name.removeprefix("config.")
             if argument.startswith("-") and key != name and key not in all_keys():
                 raise unknown_key(key)
+            if argument.startswith("--") and (meant := _keys_called(name)):
+                raise InputError(
+                    f"`--{name}` is not a flag; did you mean"
+                    f" {' or '.join(f'`--config.{key}`' for key in meant)}?"
+                )
             if argument.startswith("-") and name == "config":
                 _check_file(value if equals else following)
         try:
@@ -168,6 +173,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if len(rest) > 1:
             raise InputError(f"`{rest[1]}` is not a flag; overrides are `--config.KEY=VALUE`")
         return rest
+
+
+def _keys_called(name: str) -> list[str]:
+    """The config's keys of that name, with or without their section."""
+    return [key for key in all_keys() if name in (key, key.rpartition(".")[2])]
 
 
 def _check_file(config: str) -> None:

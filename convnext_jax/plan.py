@@ -27,6 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import flags, logging
 from ml_collections import config_flags
 
+from convnext_jax.arguments import Parser
 from convnext_jax.config import Config, all_keys, resolve, unknown_key
 from convnext_jax.data.prepared import base_name
 from convnext_jax.errors import InputError, exit_in_one_sentence
@@ -54,11 +55,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
     Raises:
       InputError: there are others.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m convnext_jax.plan",
         description="Compile a run's training step for a machine without having it.",
         epilog="The config's keys are overridden with --config.KEY=VALUE.",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="config file, or FILE:VARIANT")
     parser.add_argument(
@@ -72,7 +72,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
         action=argparse.BooleanOptionalAction,
         help="only with (without) recomputing activations; default: both",
     )
-    parser.add_argument("--per-device-batch", type=int, help="images of a chip at once, at most")
+    parser.add_argument("--per_device_batch", type=int, help="images of a chip at once, at most")
     parser.add_argument(
         "--compilations",
         type=int,

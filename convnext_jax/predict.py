@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from convnext_jax.arguments import Parser
 from convnext_jax.classification.grad_cam import overlay
 from convnext_jax.classification.predictor import Failure, Prediction, Predictor
 from convnext_jax.constants import IMAGE_EXTENSIONS, PARAMETERS
@@ -43,7 +44,7 @@ from convnext_jax.weights.load import load
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m convnext_jax.predict",
         description="Classify, embed or segment images, as the model does.",
     )

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "convnext_jax"
 # everything can raise them.
 RANKS = {
     "errors": -1,
+    "arguments": 0,
     "constants": 0,
     "tree": 0,
     "ops": 0,

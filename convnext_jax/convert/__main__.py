@@ -18,6 +18,7 @@ from typing import Any
 from absl import logging
 
 from convnext_jax import builders
+from convnext_jax.arguments import Parser
 from convnext_jax.constants import PARAMETERS
 from convnext_jax.convert.formats import FORMATS
 from convnext_jax.convert.upernet_settings import SQUASHES
@@ -33,9 +34,7 @@ _ORIGIN = ("source", "format", "sha256", "licence", "notes")
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convnext_jax.convert", description="Convert ConvNeXt weights."
-    )
+    parser = Parser(prog="python -m convnext_jax.convert", description="Convert ConvNeXt weights.")
     parser.add_argument("source", help=NAMES)
     parser.add_argument("output", help="checkpoint directory; with --to a file (hf: a folder)")
     parser.add_argument("--to", choices=EXPORTS, help="PyTorch format to write")

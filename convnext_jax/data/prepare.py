@@ -16,7 +16,6 @@ from convnext_jax import interrupts
 if __name__ == "__main__":  # before the imports, which take seconds
     interrupts.listen()
 
-import argparse
 import contextlib
 import json
 import os
@@ -27,6 +26,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
+from convnext_jax.arguments import Parser
 from convnext_jax.data import ade20k, imagenet22k
 from convnext_jax.data.decode import one_line
 from convnext_jax.data.mask_metadata import notes_of
@@ -197,7 +197,7 @@ def _convert(builder: tfds.core.DatasetBuilder) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m convnext_jax.data.prepare",
         description="Prepares a dataset as array_record files, which training reads by index.",
     )

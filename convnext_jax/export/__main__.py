@@ -19,6 +19,7 @@ import jax
 from absl import logging
 
 from convnext_jax import __version__
+from convnext_jax.arguments import Parser
 from convnext_jax.constants import PARAMETERS
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.export.fold import fold
@@ -36,7 +37,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m convnext_jax.export", description="Write a model for other run-times."
     )
     parser.add_argument("output", help="the folder to write, new or empty")

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -79,6 +81,12 @@ def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
 
 def check_images(images: Array, channels: int, smallest: int) -> None:
     """Raises an InputError unless `images` is floating [N, H, W, channels] and large enough."""
+    require(
+        isinstance(images, jax.Array | np.ndarray),
+        "images",
+        type(images).__name__,
+        "be an array of JAX or NumPy",
+    )
     require(
         images.ndim == 4 and images.shape[3] == channels,
         "images",

@@ -98,7 +98,7 @@ def run_blocks(blocks: Sequence[Block], x: Array, key: Array | None, remat: bool
     return x
 
 
-class ConvNeXt(nnx.Module):
+class ConvNeXt(layers.Keyed):
     """ConvNeXt: images to logits, or to the feature maps of its four stages.
 
     Parameters have the names of the reference implementation. Initial kernels are normal with

@@ -11,7 +11,7 @@ from convnext_jax.models import checks, layers
 from convnext_jax.models.convnext import Block, run_blocks
 
 
-class ConvNeXtIsotropic(nnx.Module):
+class ConvNeXtIsotropic(layers.Keyed):
     """ConvNeXt blocks behind one 16x16 patch embedding, without downsampling in between.
 
     Unlike in `ConvNeXt`, no LayerNorm follows the stem. Arguments are those of `ConvNeXt`; `depths`

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from convnext_jax.errors import InputError
 from convnext_jax.ops.channels import add_bias
 from convnext_jax.ops.dense import dense
 from convnext_jax.ops.depthwise_conv import depthwise_conv
@@ -199,6 +201,17 @@ class DepthwiseConv(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """Convolves `x` [N, H, W, C]."""
         return add_bias(depthwise_conv(x.astype(self.dtype), self.kernel[...]), self.bias[...])
+
+
+class Keyed(nnx.Module):
+    """A model that is told to train by a key, call by call."""
+
+    def train(self, **attributes: Any) -> None:
+        """Raises InputError: a switch of Flax's, which would change nothing here."""
+        raise InputError(
+            "`train()` changes nothing: a call trains when it is given a key, `model(images,"
+            " key=key)`, and is inference without"
+        )
 
 
 def drop_path(x: Array, key: Array, rate: float) -> Array:

@@ -111,6 +111,8 @@ def create_model(
     }
     if rngs is None:
         rngs = nnx.Rngs(0)
+    if not isinstance(rngs, nnx.Rngs):
+        raise InputError(f"`rngs` (={rngs}) must be `nnx.Rngs`, such as `nnx.Rngs(0)`")
     if num_classes is None:
         num_classes = variant.num_classes
     return architecture(num_classes=num_classes, rngs=rngs, **arguments)

@@ -21,6 +21,7 @@ from typing import Any
 from absl import logging
 
 from convnext_jax import starting
+from convnext_jax.arguments import Parser
 from convnext_jax.config import from_dict
 from convnext_jax.constants import REPORT_FILE
 from convnext_jax.errors import InputError, RunError, exit_in_one_sentence
@@ -32,7 +33,7 @@ from convnext_jax.wings import wing_of
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m convnext_jax.report", description="Write a page on a run, or on several."
     )
     parser.add_argument("workdirs", nargs="+", help="of the runs")

@@ -86,7 +86,7 @@ class Logits(NamedTuple):
     auxiliary: Array | None
 
 
-class UPerNet(nnx.Module):
+class UPerNet(layers.Keyed):
     """UPerNet over ConvNeXt: images to the logits of classes, a quarter of their size.
 
     Args:

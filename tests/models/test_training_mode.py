@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from random_models import functional, random_images, random_params
 
+from convnext_jax import create_model
+from convnext_jax.errors import InputError
 from convnext_jax.tree import flatten_with_names
 
 # Two stages of three blocks in all compile fast, and have everything that four have.
@@ -133,3 +136,19 @@ def test_no_head_gives_the_normalised_embedding():
     logits = embedding @ params["head"]["kernel"] + params["head"]["bias"][None]
     # The same products, once outside the program.
     np.testing.assert_allclose(jax.jit(apply)(params, images), logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "convnext_isotropic_small"])
+def test_switches_that_would_change_nothing_are_refused(name):
+    model = nnx.eval_shape(lambda: create_model(name))
+    with pytest.raises(InputError, match="a call trains when it is given a key"):
+        model.train()
+    model.eval()  # what a call without a key is anyway
+
+
+def test_what_is_no_array_or_generator():
+    model = create_model("convnext_atto", 3, depths=(1, 1, 1, 1), dims=(4, 4, 4, 4))
+    with pytest.raises(InputError, match="`images` .=list. must be an array of JAX or NumPy"):
+        model([[0.0]])
+    with pytest.raises(InputError, match="`rngs` .=0. must be `nnx.Rngs`"):
+        create_model("convnext_atto", 3, 0)
