@@ -118,7 +118,16 @@ def predict(arguments: argparse.Namespace) -> bool:
         raise InputError(
             f"{arguments.checkpoint} is an exported model: say `--runtime` {' or '.join(RUNTIMES)}"
         )
+    if arguments.cam is not None and arguments.output is not None:
+        raise InputError("`--cam` and `--output` must not be given together: one is for classes")
     if arguments.runtime is not None:
+        for flag, given in (
+            ("--step", arguments.step != "latest"),
+            ("--ema", arguments.ema is not None),
+            ("--cam", arguments.cam is not None),
+        ):
+            if given:
+                raise InputError(f"`{flag}` must not be given with `--runtime`: see --help")
         model = ExportedModel(arguments.checkpoint, arguments.runtime)
         found, source, which = model.description, arguments.checkpoint, model.parameters
         if model.segments:

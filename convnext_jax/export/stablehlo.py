@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, export
 
+from convnext_jax.errors import InputError
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelSpec
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+# A flatbuffer, which `jax.export` writes, holds less than 2 GiB.
+_LARGEST = 2**31 - 2**24
 
 
 def stablehlo(
@@ -29,8 +32,14 @@ def stablehlo(
       the logits' shape, with "n".
 
     Raises:
-      InputError: the model takes no images of that size.
+      InputError: the model takes no images of that size, or is too large.
     """
+    size_of_weights = sum(array.nbytes for array in jax.tree.leaves(params))
+    if size_of_weights > _LARGEST:
+        raise InputError(
+            f"{spec.name} has {size_of_weights / 2**30:.1f} GiB of weights, and a StableHLO file"
+            " must have less than 2: `--formats onnx` has no such limit"
+        )
     apply = spec.function_with_batch_stats()
     segments = get_variant(spec.name).task == "segmentation"
 

@@ -123,6 +123,17 @@ def test_predict_says_what_a_folder_lacks(workdir, photo, tmp_path, capsys):
             ["--checkpoint", folder, "--runtime", "onnx", "--output", tmp_path / "x.npz"],
             "`--output` is for embeddings, and ",
         ),
+        *(
+            (
+                ["--checkpoint", folder, "--runtime", "onnx", *given],
+                f"`{given[0]}` must not be given with `--runtime`",
+            )
+            for given in (["--step", "3"], ["--ema"], ["--cam", "x"])
+        ),
+        (
+            ["--checkpoint", workdir, "--cam", "x", "--output", "y.npz"],
+            "`--cam` and `--output` must not be given together",
+        ),
     ):
         assert predict(photo, *arguments) == 2
         said = capsys.readouterr().err

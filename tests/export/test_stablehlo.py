@@ -9,6 +9,8 @@ import pytest
 from export.families import SPECS, side_of, variables
 from random_models import random_images
 
+from convnext_jax.errors import InputError
+from convnext_jax.export import stablehlo as module
 from convnext_jax.export.fold import fold
 from convnext_jax.export.stablehlo import stablehlo
 
@@ -74,6 +76,12 @@ def test_logits_are_ours(tmp_path):
     found, expected = exported(tmp_path, QUICK, fold_too=False)
     assert len(found) == len(SPECS) + 2
     assert_same(found, expected)
+
+
+def test_a_model_that_is_too_large_is_named(monkeypatch):
+    monkeypatch.setattr(module, "_LARGEST", 1000)
+    with pytest.raises(InputError, match="GiB of weights, and a StableHLO file must have less"):
+        stablehlo(SPECS["V1"], *variables(SPECS["V1"]), 64)
 
 
 @pytest.mark.slow  # a hundred programs
