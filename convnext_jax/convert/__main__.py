@@ -36,7 +36,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Parses the command line."""
     parser = Parser(prog="python -m convnext_jax.convert", description="Convert ConvNeXt weights.")
     parser.add_argument("source", help=NAMES)
-    parser.add_argument("output", help="checkpoint directory; with --to a file (hf: a folder)")
+    parser.add_argument(
+        "output", help="checkpoint directory; with --to a file, for hf a folder, for timm either"
+    )
     parser.add_argument("--to", choices=EXPORTS, help="PyTorch format to write")
     parser.add_argument("--format", choices=FORMATS, help="format of the source")
     parser.add_argument("--model", help="model of the source, as `list_models()` has it")
@@ -113,6 +115,8 @@ def not_said(weights: Weights, format: str, output: Path) -> list[str]:
     """What an exported file does not say of weights, sentences for those who pass it on."""
     feeding, names = weights.description.preprocessing, weights.description.class_names
     size, windows = feeding.input_size, feeding.crop_mode == "window"
+    if format == "timm" and not output.suffix:
+        return []
     if format == "hf":
         return [SQUASHES.format(squash=size, side=size)] if windows else []
     has_names = windows and names is not None and output.suffix != ".safetensors"
@@ -120,7 +124,7 @@ def not_said(weights: Weights, format: str, output: Path) -> list[str]:
     fed = f"in windows of {size}" if windows else f"at {size}"
     return [
         f"this file does not say {lost}that images are fed {fed} pixels; `--to hf` and checkpoints"
-        " of ours do"
+        " of ours do, and a folder with `--to timm`"
     ]
 
 

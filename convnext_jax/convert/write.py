@@ -56,11 +56,13 @@ def export(
         `mmseg`, under `state_dict`, as published files do; `timm` and `torchvision` the bare state
         dict.
       path: for `hf` a folder, which `from_pretrained` opens; otherwise a `.pth`, `.pt` or `.bin`
-        file, which needs PyTorch, or a `.safetensors` file. It appears when it is complete.
+        file, which needs PyTorch, or a `.safetensors` file. It appears when it is complete. For
+        `timm` also a folder, a path without an ending, which `timm.create_model` opens as
+        `local-dir:PATH` and which the Hub takes.
       batch_stats: tree of float32 arrays, the model's batch statistics; None: it has none.
       overrides: keyword arguments of `create_model` by which the model differs from its variant.
-      preprocessing: how images are fed to the model, which `hf` notes; None: as the variant's.
-      class_names: one for each class, which `hf` notes, and PyTorch's files of a UPerNet.
+      preprocessing: how images are fed to the model, which folders note; None: as the variant's.
+      class_names: one for each class, which folders note, and PyTorch's files of a UPerNet.
 
     Raises:
       InputError: the format cannot express the model, the parameters are not the model's, or
@@ -94,15 +96,20 @@ def export(
     shapes = {theirs: entry.shapes[0] for theirs, entry in entries.items()}
     shapes |= dict.fromkeys(unseen, ())
     try:
-        if format == "hf":
+        if format == "hf" or format == "timm" and not path.suffix:
             path.mkdir(parents=True, exist_ok=True)
             feed = get_variant(model_name) if preprocessing is None else preprocessing
-            settings = {
-                "config.json": _hf_config(model_name, found, given, feed, class_names),
-                "preprocessor_config.json": (
-                    upernet_preprocessor(feed) if found.upernet else _hf_preprocessor(feed)
-                ),
-            }
+            if format == "timm":
+                settings = {
+                    "config.json": _timm_config(model_name, found, given, feed, class_names)
+                }
+            else:
+                settings = {
+                    "config.json": _hf_config(model_name, found, given, feed, class_names),
+                    "preprocessor_config.json": (
+                        upernet_preprocessor(feed) if found.upernet else _hf_preprocessor(feed)
+                    ),
+                }
             for name, content in settings.items():
                 text = json.dumps(content, indent=2) + "\n"
                 _complete(path / name, lambda part, text=text: part.write_text(text))
@@ -207,6 +214,53 @@ def _dialect(format: str, found: Structure, stem: str) -> Dialect:
     }
     name = f"{format}, UPerNet" if found.upernet else names[format]
     return next(dialect for dialect in DIALECTS if dialect.name == name)
+
+
+# Overrides of ours that change what timm builds, and its names for them.
+_TIMM_ARGUMENTS = {
+    "depths": "depths",
+    "dims": "dims",
+    "in_channels": "in_chans",
+    "kernel_size": "kernel_sizes",
+    "norm_eps": "norm_eps",
+    "head_hidden_size": "head_hidden_size",
+}
+
+
+def _timm_config(
+    model_name: str,
+    found: Structure,
+    overrides: Mapping[str, Any],
+    feed: Preprocessing,
+    class_names: Sequence[str] | None,
+) -> dict[str, Any]:
+    """What timm's Hub folders say of a model (`timm.models.save_for_hf`)."""
+    channels = overrides.get("in_channels", 3)
+    config: dict[str, Any] = {
+        "architecture": model_name,
+        "num_classes": found.num_classes,
+        "pretrained_cfg": {
+            "input_size": [channels, feed.input_size, feed.input_size],
+            "fixed_input_size": False,
+            "interpolation": feed.interpolation,
+            "crop_pct": feed.crop_fraction,
+            "crop_mode": feed.crop_mode,
+            "mean": list(feed.mean),
+            "std": list(feed.std),
+            "num_classes": found.num_classes,
+            "pool_size": [feed.input_size // 32] * 2,
+            "first_conv": "stem.0",
+            "classifier": "head.fc",
+        },
+        "model_args": {
+            _TIMM_ARGUMENTS[key]: list(value) if isinstance(value, tuple) else value
+            for key, value in overrides.items()
+            if key in _TIMM_ARGUMENTS
+        },
+    }
+    if class_names is not None:
+        config["label_names"] = list(class_names)
+    return config
 
 
 def _hf_prefix(found: Structure) -> str:

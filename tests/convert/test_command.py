@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import sklearn.datasets
@@ -82,6 +83,43 @@ def test_to_facebook(published, tmp_path):
     original = torch.load(published, weights_only=True)["model"]
     assert again.keys() == original.keys()
     assert all(torch.equal(again[name], original[name]) for name in original)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto", "convnext_atto_ols"])
+def test_to_a_folder_that_timm_opens(tmp_path, name):
+    """With its size, classes and names: nothing is to be told."""
+    overrides = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 40)}
+    model = randomised(timm.create_model(name, num_classes=3, **overrides))
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    converted = load(str(tmp_path / "weights.pth"), model=name, overrides=overrides)
+    names = ("flower", "temple", "tree")
+    feeding = dataclasses.replace(
+        converted.preprocessing, input_size=96, crop_fraction=0.9, mean=(0.5, 0.4, 0.3)
+    )
+    folder = tmp_path / "folder"
+    export(
+        converted.params,
+        name,
+        "timm",
+        folder,
+        overrides=overrides,
+        preprocessing=feeding,
+        class_names=names,
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert torch.equal(logits(again), logits(model.eval()))
+    told = timm.data.resolve_model_data_config(again)
+    assert tuple(told["input_size"]) == (3, 96, 96) and told["crop_pct"] == 0.9
+    assert tuple(told["mean"]) == (0.5, 0.4, 0.3)
+    assert told["interpolation"] == feeding.interpolation
+    assert again.pretrained_cfg["label_names"] == list(names)
+    back = load(str(folder), model=name, overrides=overrides)
+    assert (back.model_name, back.class_names, back.preprocessing) == (name, names, feeding)
+    for one, other in zip(
+        jax.tree.leaves(back.params), jax.tree.leaves(converted.params), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("classes", [7, 0])
