@@ -40,7 +40,6 @@ from convnext_jax.errors import (
     Interrupted,
     Lost,
     Preempted,
-    RunError,
     exit_in_one_sentence,
 )
 from convnext_jax.models.spec import ModelDescription
@@ -83,6 +82,7 @@ def run(config: Config, place: str, preemption: processes.Preemption) -> None:
         facts = builders.facts(config, job) | {"resumed_from_step": start, "seconds": seconds}
         results = summary.write_summary(workdir, facts, job.metric)
         summary.write_curves(workdir, f"{results['model']} on {results['dataset']}", job.metric)
+        mirror.close()
         # Of several processes none has all parameters.
         if job.page is not None and state is not None and jax.process_count() == 1:
             try:
@@ -91,7 +91,6 @@ def run(config: Config, place: str, preemption: processes.Preemption) -> None:
                 print(f"warning: {EXAMPLES_FILE} was not written: {error}", file=sys.stderr)
         if job.look is not None:
             _write_report(job, workdir, state, results["evaluated"])
-        mirror.close()
     print(summary.final_line(results, workdir, job.metric))
 
 
@@ -104,8 +103,9 @@ def _write_report(job: loop.Run, workdir: Path, state: TrainState | None, evalua
     else:
         sections = None
     try:
-        report.write([workdir], workdir / REPORT_FILE, sections, spec)
-    except (OSError, InputError, RunError) as error:
+        for problem in report.write([workdir], workdir / REPORT_FILE, sections, spec):
+            print(f"warning: {REPORT_FILE}: {problem}", file=sys.stderr)
+    except Exception as error:  # a device or a disk that is full; the run is over, and complete
         print(f"warning: {REPORT_FILE} was not written: {error}", file=sys.stderr)
 
 

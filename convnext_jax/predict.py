@@ -28,7 +28,7 @@ from absl import logging
 
 from convnext_jax.arguments import Parser
 from convnext_jax.classification.grad_cam import overlay
-from convnext_jax.classification.predictor import Failure, Prediction, Predictor
+from convnext_jax.classification.predictor import Explanation, Failure, Prediction, Predictor
 from convnext_jax.constants import IMAGE_EXTENSIONS, PARAMETERS
 from convnext_jax.data import ade20k_classes
 from convnext_jax.errors import InputError, RunError, exit_in_one_sentence
@@ -178,9 +178,15 @@ def _with_overlays(
     predictor: Predictor, images: list[str], arguments: argparse.Namespace
 ) -> Iterator[Prediction | Failure]:
     """The predictions; each image's overlay is written before its prediction is given."""
-    folder, names = Path(arguments.cam), output_names(images, arguments.images)
-    _writable_folder("--cam", folder)
-    found = predictor.explanations(images, arguments.top)
+    names = output_names(images, arguments.images, "_cam.png", "--cam")
+    _writable_folder("--cam", Path(arguments.cam))
+    explained = predictor.explanations(images, arguments.top)
+    return _written(Path(arguments.cam), names, explained)
+
+
+def _written(
+    folder: Path, names: list[str], found: Iterator[Explanation | Failure]
+) -> Iterator[Prediction | Failure]:
     for name, result in zip(names, found, strict=True):
         if isinstance(result, Failure):
             yield result

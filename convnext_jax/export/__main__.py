@@ -80,13 +80,15 @@ def export(arguments: argparse.Namespace) -> str:
         raise InputError("`--dtype` (=bfloat16) must be float32 or float16 for ONNX run-times")
     if "onnx" in arguments.formats:
         require_onnx()
-    folder = Path(arguments.output)
-    require_free(folder)
+    if "://" in arguments.output:
+        raise InputError(f"`output` (={arguments.output}) must be a folder on a disk")
+    folder = Path(arguments.output).expanduser().resolve()
     weights = find(arguments.checkpoint, step=arguments.step, ema=arguments.ema)
     found = weights.description
     size = found.preprocessing.input_size if arguments.size is None else arguments.size
     if size < 1:
         raise InputError(f"`--size` (={size}) must be positive")
+    require_free(folder)
     feeding = dataclasses.replace(found.preprocessing, input_size=size)
     spec = ModelSpec(
         found.spec.name,

@@ -59,10 +59,18 @@ class Graph:
         self._made: set[str] = set()  # transposed or cast values, each made once
 
     def constant(self, name: str, array: Any, dtype: Any = None) -> str:
-        """Adds a constant, in the dtype if one is given; returns its name."""
+        """Adds a constant, in the dtype if one is given; returns its name.
+
+        Raises:
+          InputError: it is beyond what the dtype holds.
+        """
         assert name not in self._constants
         # Not `ascontiguousarray`, which gives numbers an axis.
-        self._constants[name] = np.array(array, dtype, order="C")
+        with np.errstate(over="ignore"):
+            constant = np.array(array, dtype, order="C")
+        if constant.dtype == np.float16 and not np.isfinite(constant).all():
+            raise InputError(f"`{name}` must be within what float16 holds, and is not")
+        self._constants[name] = constant
         return name
 
     def node(self, name: str, operation: str, *inputs: str, **attributes: Any) -> str:

@@ -157,12 +157,25 @@ class _Writer:
         y = self._conv(path, x, stride=2, padding=1)
         return y if layer.activation is None else self._activation(layer.activation, path, y)
 
-    def _conv(self, path: str, x: Map, *, stride: int = 1, padding: int = 0, group: int = 1) -> Map:
-        """A convolution of [N, C, H, W], with a bias if there is one."""
-        kernel = self._arrays[f"{path}/kernel"].transpose(3, 2, 0, 1)
-        inputs = [self.graph.constant(f"{path}/kernel", kernel, x.dtype)]
-        if f"{path}/bias" in self._arrays:
-            inputs.append(self._parameter(f"{path}/bias", x.dtype))
+    def _conv(
+        self,
+        path: str,
+        x: Map,
+        kernel: np.ndarray | None = None,
+        bias: np.ndarray | None = None,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        group: int = 1,
+    ) -> Map:
+        """A convolution of [N, C, H, W], by what is given or by the parameters at its path."""
+        kernel = self._arrays[f"{path}/kernel"] if kernel is None else kernel
+        bias = self._arrays[f"{path}/bias"] if bias is None else bias
+        kernel = kernel.transpose(3, 2, 0, 1)
+        inputs = [
+            self.graph.constant(f"{path}/kernel", kernel, x.dtype),
+            self.graph.constant(f"{path}/bias", bias, x.dtype),
+        ]
         return self._node(
             path,
             "Conv",
@@ -251,13 +264,15 @@ class _Writer:
         return self._conv(f"{path}conv_seg", self.graph.cast(x, np.float32))
 
     def _conv_module(self, module: heads.ConvModule, path: str, x: Map) -> Map:
-        size = self._arrays[f"{path}/conv/kernel"].shape[0]
-        y = self._conv(f"{path}/conv", x, padding=size // 2)
-        parts = [
-            self._parameter(f"{path}/bn/{part}", y.dtype)
+        """Convolution and batch normalisation as one: a variance may be beyond float16."""
+        bn = {
+            part: self._arrays[f"{path}/bn/{part}"].astype(np.float64)
             for part in ("scale", "bias", "mean", "var")
-        ]
-        y = self._node(f"{path}/bn", "BatchNormalization", y, *parts, epsilon=module.bn.eps)
+        }
+        factor = bn["scale"] / np.sqrt(bn["var"] + module.bn.eps)
+        kernel = self._arrays[f"{path}/conv/kernel"] * factor
+        bias = bn["bias"] - bn["mean"] * factor
+        y = self._conv(f"{path}/conv", x, kernel, bias, padding=kernel.shape[0] // 2)
         return self._node(f"{path}/relu", "Relu", y)
 
     def _pooled(self, name: str, x: Map, size: int, bins: int) -> Map:

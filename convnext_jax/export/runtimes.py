@@ -48,7 +48,9 @@ class ExportedModel:
             self._pixels = about["input"]["pixels"] == "0..255"
             self.parameters = about["parameters"]
             get_variant(self.description.spec.name)
-        except (OSError, ValueError, KeyError) as error:
+            output = about["formats"][runtime]["output"]
+            self.output_size = output[1 if runtime == "onnx" else -1]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{folder}/model.json must be as exporting wrote it: {error!r}"
             ) from error
@@ -62,7 +64,6 @@ class ExportedModel:
         spec = self.description.spec
         self.num_classes = spec.num_classes
         self.in_channels = spec.overrides.get("in_channels", 3)
-        self.output_size = about["formats"][runtime]["output"][1 if runtime == "onnx" else -1]
 
     @property
     def segments(self) -> bool:

@@ -16,18 +16,19 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import logging
+from etils import epath
 
 from convnext_jax import starting
 from convnext_jax.arguments import Parser
+from convnext_jax.checkpointing.steps import completed_steps
 from convnext_jax.config import from_dict
 from convnext_jax.constants import REPORT_FILE
 from convnext_jax.errors import InputError, RunError, exit_in_one_sentence
-from convnext_jax.models.spec import ModelSpec
+from convnext_jax.models.registry import get_variant
 from convnext_jax.report import looks, run
-from convnext_jax.weights.find import add_choices, find
+from convnext_jax.weights.find import Weights, add_choices, find
 from convnext_jax.wings import wing_of
 
 
@@ -68,30 +69,43 @@ def report(arguments: argparse.Namespace) -> str:
     file = Path(arguments.output or (REPORT_FILE if several else workdirs[0] / REPORT_FILE))
     if not file.parent.is_dir() or not os.access(file.parent, os.W_OK) or file.is_dir():
         raise InputError(f"`--output` (={file}) must be a file that can be written")
+    if several:
+        for flag, given in (
+            ("--step", arguments.step != "latest"),
+            ("--ema", arguments.ema is not None),
+            ("--data_dir", arguments.data_dir is not None),
+        ):
+            if given:
+                raise InputError(f"`{flag}` must not be given with several runs: see --help")
     spec = look = None
-    if not several and any((workdirs[0] / "checkpoints").glob("[0-9]*")):
-        spec, look = _of_checkpoint(arguments)
+    if not several:
+        elsewhere = run.read(workdirs[0]).config.get("checkpoint", {}).get("dir")
+        directory = epath.Path(elsewhere or workdirs[0] / "checkpoints")
+        if completed_steps(directory):
+            weights = find(str(directory), step=arguments.step, ema=arguments.ema)
+            spec = weights.description.spec
+            look = functools.partial(_look, weights, arguments)
     try:
-        run.write(workdirs, file, look, spec)
+        problems = run.write(workdirs, file, look, spec)
     except OSError as error:
         raise RunError(f"writing {file} failed: {error}") from error
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
     return f"{file}: {', '.join(map(str, workdirs))}, {file.stat().st_size / 2**20:.1f} MiB"
 
 
-def _of_checkpoint(arguments: argparse.Namespace) -> tuple[ModelSpec, Any]:
-    """The model of a run, and what gives its sections."""
-    weights = find(arguments.workdirs[0], step=arguments.step, ema=arguments.ema)
-    model = weights.description
-    if not arguments.examples or weights.config is None:
-        return model.spec, None
-    values = weights.config
+def _look(weights: Weights, arguments: argparse.Namespace) -> list[str]:
+    """The sections on what the model does on examples; opens them."""
+    model, values = weights.description, weights.config
+    task = get_variant(model.spec.name).task
+    if not arguments.examples or values is None or task != "classification":
+        return []
     if arguments.data_dir is not None:
         values["data"]["dir"] = arguments.data_dir
     config = from_dict(values)
     source = wing_of(model.spec.name).open(config, config.data.eval_split)
     source, _ = starting.with_labels_of(model, source, str(weights))
-    look = functools.partial(looks.look, model, weights.read, source, arguments.examples)
-    return model.spec, look
+    return looks.look(model, weights.read, source, arguments.examples)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

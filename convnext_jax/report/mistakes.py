@@ -1,6 +1,8 @@
 """What a classifier takes for what, and where it is surest and wrong."""
 
-from collections.abc import Iterator, Sequence
+import collections
+from collections.abc import Iterator, Mapping
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,8 @@ from convnext_jax.classification.grad_cam import overlay
 from convnext_jax.classification.predictor import Failure, Predictor
 from convnext_jax.errors import InputError
 from convnext_jax.models.spec import ModelDescription
+from convnext_jax.processes import usable_cores
+from convnext_jax.weights.class_names import readable
 
 
 class Mistake(NamedTuple):
@@ -36,15 +40,16 @@ class Findings(NamedTuple):
     """What was found on examples of a split.
 
     Attributes:
-      class_names: by label.
-      confusion: int64 [classes, classes], by label and class found.
+      class_names: by label, for people.
+      pairs: how many examples there were of each label that was taken for each class: of as many
+        classes as ImageNet-22K has a matrix would be of gigabytes.
       mistakes: the surest ones, the surest first.
       split: name.
-      total: examples of the split; `confusion` counts those looked at and readable.
+      total: examples of the split; `pairs` counts those looked at and readable.
     """
 
     class_names: tuple[str, ...]
-    confusion: np.ndarray
+    pairs: Mapping[tuple[int, int], int]
     mistakes: list[Mistake]
     split: str
     total: int
@@ -69,29 +74,39 @@ def find_mistakes(
       most: how many mistakes to keep.
       batch_size: images at once.
     """
-    names = tuple(source.class_names)
+    names = readable(source.class_names, len(source.class_names))
+    assert names is not None
     model = described.spec.with_params(params)
     predictor = Predictor(model, described.preprocessing, batch_size=batch_size)
     count = min(examples, len(source))
     places = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
-    confusion = np.zeros((len(names), len(names)), np.int64)
+    pairs = collections.Counter[tuple[int, int]]()
     labels: dict[int, int] = {}
 
+    def read(place: int) -> Image.Image | str:
+        try:
+            image, labels[place] = source[place]
+        except InputError:  # the run was told what to do about those, and has said so
+            return ""
+        return image
+
     def images() -> Iterator[Image.Image | str]:
-        for place in places:
-            try:
-                image, labels[place] = source[place]
-            except InputError:  # the run was told what to do about those, and has said so
-                yield ""
-            else:
-                yield image
+        threads = usable_cores()
+        with futures.ThreadPoolExecutor(threads) as pool:
+            waiting = collections.deque[futures.Future[Any]]()
+            for place in places:
+                waiting.append(pool.submit(read, place))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
     wrong: list[tuple[float, int, int]] = []
     for place, found in zip(places, predictor.predictions(images(), 1), strict=True):
         if isinstance(found, Failure):
             continue
         label = labels.pop(place)
-        confusion[label, found.labels[0]] += 1
+        pairs[label, found.labels[0]] += 1
         if found.labels[0] != label:
             wrong.append((-found.probabilities[0], place, label))
     surest = sorted(wrong)[:most]
@@ -108,22 +123,36 @@ def find_mistakes(
         for (_, place, label), found in zip(surest, explained, strict=True)
         if not isinstance(found, Failure)
     ]
-    return Findings(names, confusion, mistakes, source.split, len(source))
+    return Findings(names, pairs, mistakes, source.split, len(source))
 
 
-def per_class(confusion: np.ndarray) -> dict[str, Sequence[float]]:
+def matrix(pairs: Mapping[tuple[int, int], int], classes: int) -> np.ndarray:
+    """The confusion matrix, int64 [classes, classes], by label and class found."""
+    confusion = np.zeros((classes, classes), np.int64)
+    for place, count in pairs.items():
+        confusion[place] = count
+    return confusion
+
+
+def per_class(pairs: Mapping[tuple[int, int], int], classes: int) -> dict[str, np.ndarray]:
     """Scores of each class, nan where nothing can be said of one: scikit-learn's, in fractions.
 
     Args:
-      confusion: [classes, classes], by label and class found.
+      pairs: as `Findings` has them.
+      classes: how many there are.
 
     Returns:
-      `recall` (accuracy on the examples of the class), `precision` and `f1`, each [classes].
+      `examples` of the class, its `recall` (accuracy on them), `precision` and `f1`, each
+      [classes].
     """
-    right = np.diag(confusion).astype(np.float64)
-    of_class, taken = confusion.sum(1), confusion.sum(0)
+    right, of_class, taken = np.zeros((3, classes), np.int64)
+    for (label, found), count in pairs.items():
+        of_class[label] += count
+        taken[found] += count
+        right[label] += count if label == found else 0
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
+            "examples": of_class,
             "recall": right / of_class,
             "precision": right / taken,
             "f1": 2 * right / (of_class + taken),

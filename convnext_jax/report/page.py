@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from convnext_jax.report.mistakes import Findings, per_class
+from convnext_jax.report.mistakes import Findings, matrix, per_class
 
 # With more classes the matrix is a picture, and only the worst are listed.
 _FEW_CLASSES = 24
 _LISTED = 40
+# With more there is no matrix: it would be larger than browsers show.
+_MOST_CLASSES = 2000
 _THUMBNAIL = 192  # pixels
 
 _STYLE = """
@@ -127,15 +129,17 @@ def picture(image: Image.Image, *, kind: str = "JPEG", alternative: str = "") ->
 
 def classes(found: Findings) -> str:
     """What is taken for what: scores of classes, and the matrix."""
-    names, confusion = found.class_names, found.confusion
-    scores = per_class(confusion)
-    others = confusion.copy()
-    np.fill_diagonal(others, 0)
-    counts = confusion.sum(1)
+    names = found.class_names
+    scores = per_class(found.pairs, len(names))
+    counts = scores["examples"]
+    most: dict[int, tuple[int, int]] = {}  # of each label, how many were taken for which other
+    for (label, other), count in found.pairs.items():
+        if label != other and count > most.get(label, (0, 0))[0]:
+            most[label] = count, other
 
     def row(label: int) -> list[Any]:
-        most = int(others[label].argmax())
-        taken = f"{names[most]} ({others[label, most]})" if others[label, most] else ""
+        count, other = most.get(label, (0, 0))
+        taken = f"{names[other]} ({count})" if count else ""
         values = [100 * float(scores[name][label]) for name in ("recall", "precision", "f1")]
         return [names[label], int(counts[label]), *values, taken]
 
@@ -149,9 +153,9 @@ def classes(found: Findings) -> str:
             + (f"; the {_LISTED} worst of {len(names):,} classes" if len(names) > _LISTED else "")
         ),
         table(head, (row(label) for label in order)),
-        "<h3>Confusion matrix</h3>",
-        _matrix(names, confusion),
     ]
+    if len(names) <= _MOST_CLASSES:
+        parts += ["<h3>Confusion matrix</h3>", _matrix(names, matrix(found.pairs, len(names)))]
     return section("Classes", *parts)
 
 

@@ -54,9 +54,10 @@ class Record(NamedTuple):
 
 def read(workdir: Path) -> Record:
     """Reads the files of a run; raises InputError if it is none."""
-    config = read_json(workdir / CONFIG_FILE)
-    records = read_records(workdir / METRICS_FILE)
-    if config is None or not records:
+    config = read_json(workdir / CONFIG_FILE) if workdir.is_dir() else None
+    found = read_records(workdir / METRICS_FILE) if workdir.is_dir() else []
+    records = [record for record in found if isinstance(record, dict) and "step" in record]
+    if not isinstance(config, dict) or not {"model", "data"} <= config.keys() or not records:
         raise InputError(
             f"{workdir} must be the workdir of a run, with {CONFIG_FILE} and {METRICS_FILE}"
         )
@@ -81,8 +82,9 @@ def results(run: Record) -> dict[str, str]:
         last = run.evaluations[-1]
         which = "ema" if any(key.startswith("eval_ema_") for key in last) else "params"
         for name, words in _SCORES.items():
-            if f"eval_{which}_{name}" in last:
-                found[words] = f"{last[f'eval_{which}_{name}']:.2%}"
+            value = last.get(f"eval_{which}_{name}")
+            if value is not None and math.isfinite(value):
+                found[words] = f"{value:.2%}"
         found["evaluated"] = PARAMETERS[which]
     last = (run.training or run.evaluations)[-1]
     found["steps"] = f"{int(last['step']):,}"
@@ -113,7 +115,10 @@ def curves(runs: Sequence[Record]) -> str:
         for number, run in enumerate(runs):
             rows = [record for record in run.training if key in record]
             x, y = ([record[k] for record in rows] for k in ("epoch", key))
-            found.append(Curve(of(number, words), x, [scale * v for v in _finite(y)], number))
+            values = [scale * v for v in _finite(y)]
+            found.append(
+                Curve(of(number, words), x, values, number, dashed=several and bool(words))
+            )
         return found
 
     def evaluated(metric: str, scale: float) -> list[Curve]:
@@ -122,13 +127,17 @@ def curves(runs: Sequence[Record]) -> str:
             for which, words in PARAMETERS.items():
                 key = f"eval_{which}_{metric}"
                 rows = [record for record in run.evaluations if key in record]
+                if not rows:
+                    continue
                 x, y = ([record[k] for record in rows] for k in ("epoch", key))
                 label = of(number, f"held out, {words}")
-                # Those of one run in colours of their own; of several the average is dashed.
+                # Those of one run in colours of their own; of several only what is evaluated, the
+                # average where there is one, and what is training is dashed.
                 place = number if several else 1 + list(PARAMETERS).index(which)
                 values = [scale * value for value in _finite(y)]
-                found.append(Curve(label, x, values, place, several and which == "params"))
-        return [curve for curve in found if len(curve.x)]
+                if not (several and which == "params" and found and found[-1].run == number):
+                    found.append(Curve(label, x, values, place))
+        return found
 
     scores = [name for name in _SCORES if evaluated(name, 1)][:1]
     speeds = training("images_per_second")
@@ -221,7 +230,7 @@ def write(
     file: Path,
     look: Callable[[], list[str]] | None = None,
     spec: ModelSpec | None = None,
-) -> None:
+) -> list[str]:
     """Writes the page of one run, or of several side by side, at once.
 
     Args:
@@ -230,18 +239,32 @@ def write(
       look: of one run, gives further sections, on what the model does on examples.
       spec: of one run, its model, if it is known.
 
+    Returns:
+      What is missing on the page, sentences.
+
     Raises:
       InputError: a workdir is none.
       OSError: the file cannot be written.
     """
     runs = [read(workdir) for workdir in workdirs]
+    if len({run.name for run in runs}) < len(runs):
+        runs = [run._replace(name=str(at)) for run, at in zip(runs, workdirs, strict=True)]
+    problems = []
     if len(runs) == 1:
         (run,) = runs
         sections = [page.tiles(results(run)), curves(runs)]
-        sections += [*(look() if look is not None else []), *examples(workdirs[0])]
+        try:
+            sections += look() if look is not None else []
+        except Exception as error:  # of the data, or of a device: the curves are there all the same
+            reason = " ".join(str(error).split())
+            problems.append(f"examples could not be looked at: {reason}")
+            sections.append(page.section("Examples", page.note(problems[-1])))
+        sections += examples(workdirs[0])
         text = page.document(title(run), [*sections, settings(run, spec)])
     else:
         text = page.document(
             " · ".join(dict.fromkeys(map(title, runs))), [curves(runs), differences(runs)]
         )
-    write_at_once(file, text)
+    # Names of files may be no text.
+    write_at_once(file, text.encode("utf-8", "backslashreplace"))
+    return problems

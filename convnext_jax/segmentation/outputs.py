@@ -16,12 +16,16 @@ from convnext_jax.segmentation.predictor import Segmentation
 _ENDINGS = ("_labels.png", "_overlay.png", ".json")
 
 
-def output_names(images: Sequence[str], places: Sequence[str]) -> list[str]:
+def output_names(
+    images: Sequence[str], places: Sequence[str], ending: str = _ENDINGS[0], flag: str = "--output"
+) -> list[str]:
     """Names of images' outputs, without endings: their paths in the folder that was named.
 
     Args:
       images: paths, in the order of `places` and of what is in them.
       places: files and folders that a user named.
+      ending: of an output, for the message.
+      flag: by which the user chose where they go, likewise.
 
     Raises:
       InputError: two images would have the same outputs.
@@ -35,8 +39,8 @@ def output_names(images: Sequence[str], places: Sequence[str]) -> list[str]:
         name = os.path.splitext(os.path.relpath(path, start))[0]
         if name in names:
             raise InputError(
-                f"{names[name]} and {image} would both be written to {name}{_ENDINGS[0]}: give"
-                " them one at a time, with an `--output` each"
+                f"{names[name]} and {image} would both be written to {name}{ending}: give"
+                f" them one at a time, with an `{flag}` each"
             )
         names[name] = image
     return list(names)

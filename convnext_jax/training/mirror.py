@@ -10,13 +10,12 @@ from pathlib import Path
 from etils import epath
 
 from convnext_jax.checkpointing.steps import files_below, in_bucket, write_at_once
-from convnext_jax.constants import EXAMPLES_FILE, REPORT_FILE
 from convnext_jax.training.reporting import CONFIG_FILE, METRICS_FILE, TENSORBOARD, parse_records
 from convnext_jax.training.summary import CURVES_FILE, SUMMARY_FILE
 
 # In the directory of checkpoints: two runs never share that.
 RECORDS = "records"
-_FILES = (METRICS_FILE, CONFIG_FILE, SUMMARY_FILE, CURVES_FILE, EXAMPLES_FILE, REPORT_FILE)
+_FILES = (METRICS_FILE, CONFIG_FILE, SUMMARY_FILE, CURVES_FILE)
 
 
 class Mirror:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from convnext_jax import tree
 from convnext_jax.errors import InputError
@@ -53,6 +54,12 @@ def save_pretrained(
     )
     if difference is not None:
         raise InputError(f"`model` must be {name} with the given overrides: {difference}")
+    built, expected = (nnx.split(m)[0] for m in (model, spec.abstract()))
+    if built != expected:
+        raise InputError(
+            f"`model` must be {name} with the overrides that it was created with: what has no"
+            " parameters differs, such as `activation`, `norm_eps`, `dtype` or `drop_path`"
+        )
     if preprocessing is None:
         variant = get_variant(name)
         fields = (field.name for field in dataclasses.fields(Preprocessing))

@@ -58,7 +58,7 @@ def test_the_folder_runs_by_itself_and_says_what_it_is(
     folder = tmp_path / "new" / "exported"
     assert run("--checkpoint", workdir, folder, "--formats", "stablehlo,onnx", *flags) == 0
     line = capsys.readouterr().out
-    assert line.startswith(f"{folder}: convnext_atto, ") and "model.onnx, 0." in line
+    assert line.startswith(f"{folder.resolve()}: convnext_atto, ") and "model.onnx, 0." in line
     assert sorted(path.name for path in folder.iterdir()) == [
         "model.json",
         "model.onnx",
@@ -142,9 +142,10 @@ def test_predict_says_what_a_folder_lacks(workdir, photo, tmp_path, capsys):
     assert predict(photo, "--checkpoint", folder, "--runtime", "onnx") == 2
     said = capsys.readouterr().err
     assert "model.onnx cannot be read: " in said and said.count("\n") == 1
-    (folder / "model.json").write_text("{}")
-    assert predict(photo, "--checkpoint", folder, "--runtime", "onnx") == 2
-    assert "model.json must be as exporting wrote it" in capsys.readouterr().err
+    for text in ("{}", "[]", "not JSON"):
+        (folder / "model.json").write_text(text)
+        assert predict(photo, "--checkpoint", folder, "--runtime", "onnx") == 2
+        assert "model.json must be as exporting wrote it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -202,3 +203,15 @@ def test_a_folder_with_files_is_left_alone(workdir, tmp_path, capsys):
     assert "must be a new or an empty folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert run("--checkpoint", workdir, tmp_path / "notes.txt") == 2
+    assert run("--checkpoint", workdir, "gs://bucket/model") == 2
+    assert "(=gs://bucket/model) must be a folder on a disk" in capsys.readouterr().err
+
+
+def test_the_folder_that_one_is_in_and_links_to_folders(workdir, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (".", tmp_path / "link"):
+        assert run("--checkpoint", workdir, place, "--formats", "onnx") == 0
+    assert {p.parent.name for p in tmp_path.rglob("model.onnx")} == {"here", "there"}

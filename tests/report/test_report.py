@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from convnext_jax.models.variants import Preprocessing
 from convnext_jax.report import __main__ as command
 from convnext_jax.report import page
 from convnext_jax.report.curves import Curve, chart
-from convnext_jax.report.mistakes import Findings, Mistake, find_mistakes, per_class
+from convnext_jax.report.mistakes import Findings, Mistake, find_mistakes, matrix, per_class
 
 # Nothing of these may become a part of the page; the second is as wide as a name gets.
 NAMES = ("<img src=x onerror=alert(1)>", "w" * 90, "$a_1$ & \"b\" 'c'")
@@ -192,8 +193,13 @@ def test_the_surest_mistakes_come_first(images):
         assert mistake.explained.size == mistake.seen.size == (64, 64)
     # Evenly over the split, not its first class alone.
     some = find_mistakes(model, params, source, examples=7)
-    assert (some.confusion.sum(1) >= 2).all() and some.confusion.sum() <= 7
+    counts = matrix(some.pairs, 3).sum(1)
+    assert (counts >= 2).all() and counts.sum() <= 7
     assert some.total == 28
+
+
+def as_pairs(confusion):
+    return {place: int(count) for place, count in np.ndenumerate(confusion) if count}
 
 
 def test_scores_are_scikit_learns():
@@ -201,11 +207,12 @@ def test_scores_are_scikit_learns():
     labels, found = rng.integers(0, 5, (2, 300))
     confusion = sklearn.metrics.confusion_matrix(labels, found)
     precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(labels, found)
-    scores = per_class(confusion)
+    scores = per_class(as_pairs(confusion), 5)
     np.testing.assert_allclose(scores["precision"], precision)
     np.testing.assert_allclose(scores["recall"], recall)
     np.testing.assert_allclose(scores["f1"], f1)
-    empty = per_class(np.diag([3, 0]))
+    np.testing.assert_array_equal(matrix(as_pairs(confusion), 5), confusion)
+    empty = per_class({(0, 0): 3}, 2)
     assert np.isnan(empty["recall"][1]) and np.isnan(empty["precision"][1])
 
 
@@ -227,11 +234,21 @@ def test_large_runs_and_many_classes_stay_small():
     names = tuple(f"class {i}" for i in range(1000))
     confusion = rng.integers(0, 50, (1000, 1000))
     wrong = [Mistake(i, i, i + 1, 0.9, noise, noise) for i in range(12)]
-    found = Findings(names, confusion, wrong, "validation", 50_000)
+    found = Findings(names, as_pairs(confusion), wrong, "validation", 50_000)
     curve = Curve("training", np.arange(300_000), rng.normal(size=300_000))
     drawn = [chart(f"chart {i}", "epoch", [curve]) for i in range(6)]
     text = page.document("large", [page.charts(drawn), page.classes(found), page.mistakes(found)])
     assert len(text) < 5 * 2**20
+
+
+def test_as_many_classes_as_imagenet_22k_has_take_no_gigabytes():
+    names = tuple(f"class {i}" for i in range(21_841))
+    found = Findings(names, {(3, 4): 2, (5, 5): 1, (3, 3): 1}, [], "validation", 9)
+    tracemalloc.start()
+    text = page.classes(found)
+    assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    tracemalloc.stop()
+    assert "class 4 (2)" in text and "Confusion matrix" not in text
 
 
 @pytest.mark.parametrize("values", [[], [float("nan")], [1.0, float("inf"), None, 2.0]])

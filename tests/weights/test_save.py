@@ -64,6 +64,8 @@ def test_what_cannot_be_saved(tmp_path):
     model = model_with(SPEC, small_params())
     for overrides, more, sentence in (
         ({}, {}, "`model` must be convnext_atto with the given overrides"),
+        (SMALL | {"norm_eps": 1e-2}, {}, "what has no parameters differs"),
+        (SMALL | {"activation": "silu"}, {}, "what has no parameters differs"),
         (SMALL, {"class_names": ["one"]}, "the number of `class_names` (=1) must be the model's"),
     ):
         with pytest.raises(InputError) as raised:
