@@ -2,8 +2,10 @@
 
 import contextlib
 import difflib
+import os
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 class InputError(ValueError):
@@ -49,6 +51,26 @@ INPUT_STATUS = 2
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
 LOST_STATUS = 76
 INTERRUPTED_STATUS = 130  # as shells give it for SIGINT: 128 + 2
+
+
+def explain_missing_packages() -> None:
+    """From now on a package that is not installed ends this program with a sentence."""
+    otherwise = sys.excepthook
+
+    def explain(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        package = (getattr(error, "name", None) or "").partition(".")[0]
+        if not isinstance(error, ModuleNotFoundError) or package in ("", "convnext_jax"):
+            otherwise(kind, error, trace)
+            return
+        print(
+            f"error: this command needs the package `{package}`, which is not installed"
+            " (`pip install 'convnext_jax[train]'`, or '.[train]' in a checkout)",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(INPUT_STATUS)  # Python itself would end with 1
+
+    sys.excepthook = explain
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

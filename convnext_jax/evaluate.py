@@ -4,10 +4,11 @@ A checkpoint says itself what model it is and how its images are prepared; no co
 What else can be evaluated, and which of its parameters are, says `weights/find.py`.
 """
 
-from convnext_jax import interrupts
+from convnext_jax import errors, interrupts
 
 if __name__ == "__main__":  # before the imports, which take seconds
     interrupts.listen()
+    errors.explain_missing_packages()
 
 import argparse
 import csv

@@ -6,10 +6,11 @@ what may come back, such as another process; 130 interrupted by Ctrl-C, after sa
 first come with one sentence on stderr.
 """
 
-from convnext_jax import interrupts
+from convnext_jax import errors, interrupts
 
 if __name__ == "__main__":  # before the imports, which take seconds
     interrupts.listen()
+    errors.explain_missing_packages()
 
 import functools
 import itertools

@@ -7,10 +7,11 @@ the input cannot be used, or the machine cannot be compiled for, as for GPUs, of
 and operations are given.
 """
 
-from convnext_jax import interrupts
+from convnext_jax import errors, interrupts
 
 if __name__ == "__main__":  # before the imports, which take seconds
     interrupts.listen()
+    errors.explain_missing_packages()
 
 import argparse
 import json

@@ -1,5 +1,8 @@
 """How commands read their command lines."""
 
+import subprocess
+import sys
+
 import pytest
 
 from convnext_jax import evaluate, main, plan, predict
@@ -63,3 +66,16 @@ def test_keys_without_their_prefix(flag, sentence, capsys):
 
 def test_no_key_is_called_as_a_flag_of_main():
     assert not {"config", "workdir", "help"} & {key.rpartition(".")[2] for key in all_keys()}
+
+
+@pytest.mark.parametrize(
+    "command, package", [("main", "ml_collections"), ("predict", "PIL"), ("evaluate", "grain")]
+)
+def test_a_package_that_is_not_installed_is_a_sentence(command, package):
+    program = (
+        f"import runpy, sys; sys.modules[{package!r}] = None; sys.argv = ['x', '--help'];"
+        f"runpy.run_module('convnext_jax.{command}', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"needs the package `{package}`, which is not installed (`pip install" in done.stderr

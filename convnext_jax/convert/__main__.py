@@ -4,10 +4,11 @@ From any PyTorch format, or a checkpoint of ours, to a checkpoint of ours or, wi
 PyTorch format. Format and model of the source are recognised.
 """
 
-from convnext_jax import interrupts
+from convnext_jax import errors, interrupts
 
 if __name__ == "__main__":  # before the imports, which take seconds
     interrupts.listen()
+    errors.explain_missing_packages()
 
 import argparse
 import json

@@ -4,10 +4,11 @@ The output is a folder with the model, `model.json`, which says how images are f
 its classes are, and a short script that runs it.
 """
 
-from convnext_jax import interrupts
+from convnext_jax import errors, interrupts
 
 if __name__ == "__main__":  # before the imports, which take seconds
     interrupts.listen()
+    errors.explain_missing_packages()
 
 import argparse
 import dataclasses

@@ -4,10 +4,11 @@ Curves, results, and of a classifier what it takes for what and its surest mista
 that needs no network. Several workdirs give a page of their runs side by side.
 """
 
-from convnext_jax import interrupts
+from convnext_jax import errors, interrupts
 
 if __name__ == "__main__":  # before the imports, which take seconds
     interrupts.listen()
+    errors.explain_missing_packages()
 
 import argparse
 import functools

@@ -256,7 +256,8 @@ def write(
         try:
             sections += look() if look is not None else []
         except Exception as error:  # of the data, or of a device: the curves are there all the same
-            reason = " ".join(str(error).split())
+            said = str(error).encode("utf-8", "backslashreplace").decode()
+            reason = " ".join(said.split())
             problems.append(f"examples could not be looked at: {reason}")
             sections.append(page.section("Examples", page.note(problems[-1])))
         sections += examples(workdirs[0])

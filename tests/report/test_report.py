@@ -228,6 +228,26 @@ def test_several_runs_side_by_side(workdir, images, tmp_path):
     assert "optim.b1" not in texts  # the same in both
 
 
+def test_a_page_without_its_dataset(tmp_path, capsys):
+    write_run(tmp_path, tmp_path / "gone \udce9")  # a name of a file that is no text
+    assert run(tmp_path) == 0
+    assert "warning: examples could not be looked at: " in capsys.readouterr().err
+    written = (tmp_path / "report.html").read_text()
+    assert "Curves" in written and "examples could not be looked at" in written
+
+
+def test_checkpoints_that_are_elsewhere(images, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    write_run(workdir, images)
+    (workdir / "checkpoints").rename(tmp_path / "elsewhere")
+    config = json.loads((workdir / "config.json").read_text())
+    config["checkpoint"]["dir"] = str(tmp_path / "elsewhere")
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert run(workdir, "--output", tmp_path / "report.html") == 0
+    assert "Surest mistakes" in (tmp_path / "report.html").read_text()
+
+
 def test_large_runs_and_many_classes_stay_small():
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (384, 384, 3), np.uint8))
