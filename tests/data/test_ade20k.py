@@ -256,7 +256,12 @@ def test_a_damaged_archive(tmp_path, capsys):
 def test_no_archive(tmp_path, capsys):
     message = "must be a directory that has ADEChallengeData2016.zip or the folder ADEChallengeData"
     fails(tmp_path, capsys, rf"`--manual_dir` \(={tmp_path}\) {message}")
-    fails(tmp_path, capsys, rf"`--manual_dir` \(=None\) {message}.*; download it from http", "--ov")
+    fails(
+        tmp_path,
+        capsys,
+        rf"`--manual_dir` \(=None\) {message}.*; download it from http",
+        "--overwrite",
+    )
     # The full dataset of 2021 is another.
     (tmp_path / "ADE20K_2021_17_01" / "images" / "ADE" / "training").mkdir(parents=True)
     fails(tmp_path, capsys, message)
