@@ -79,7 +79,7 @@ def train(folders, tmp_path_factory):
         recipe = flat(dataclasses.asdict(resolve(load(family, name))))
         used = flat(json.loads((workdir / "config.json").read_text()))
         changed = {key for key, value in recipe.items() if used[key] != value}
-        assert changed <= values.keys() | {"tensorboard"}
+        assert changed <= values.keys() | {"tensorboard", "report_examples"}
         assert values.keys() <= SMALL.keys() | PLACES | {"data.name", "model.name"}
 
         records = commands.records(workdir)

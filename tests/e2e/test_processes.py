@@ -49,7 +49,9 @@ def train(workdir, env, count, *overrides, devices=1):
 def start(tmp_path_factory):
     """The override by which runs start from a checkpoint of ours, and the checkpoint."""
     workdir = tmp_path_factory.mktemp("start")
-    spec = ModelSpec("convnext_atto", 10, {"depths": (1, 1, 1, 1), "dims": (8, 16, 32, 64)})
+    spec = ModelSpec(
+        "convnext_atto", 10, {"depths": (1, 1, 1, 1), "dims": (8, 16, 32, 64), "kernel_size": 3}
+    )
     checkpoints = Checkpoints(workdir / "checkpoints", best_metric="none")
     described = ModelDescription(spec, Preprocessing()).to_json()
     checkpoints.save(0, {"params": params_of(spec.create(nnx.Rngs(7)))}, described)

@@ -12,7 +12,6 @@ STEPS = 12
 CONFIG = "configs/digit_scenes_segmentation.py"
 OVERRIDES = (
     *commands.TINY,
-    "--config.model.kernel_size=3",
     "--config.segmentation.decoder_channels=8",
     "--config.segmentation.auxiliary_channels=8",
     "--config.data.image_size=64",
@@ -131,8 +130,7 @@ def test_what_cannot_be_trained(overrides, fragments, env, tmp_path):
 def test_a_backbone_from_a_classifier(folders, env, tmp_path):
     """Of a run of ours; the stages are its, the rest is new, and the start says so."""
     digits, scenes = tmp_path / "digits", tmp_path / "scenes"
-    kernel = "--config.model.kernel_size=3"
-    commands.train(digits, env, *commands.TINY, kernel, "--config.num_steps=1")
+    commands.train(digits, env, *commands.TINY, "--config.num_steps=1")
     done = train(scenes, env, f"--config.init_from={digits}", "--config.num_steps=1")
     assert "all but the backbone is new, for 11 classes" in done.stdout
     before, after = commands.arrays(digits, 1), commands.arrays(scenes, 1)

@@ -39,6 +39,19 @@ def record(index, **facts):
     return attempt
 
 
+def wait_until_all_began(attempt, count):
+    """Until every other process of this attempt has been recorded, and has had time to end."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with open(FOLDER / "records.jsonl") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            begun = [json.loads(line)["process"] for line in file]
+        if all(begun.count(index) > attempt for index in range(count)):
+            time.sleep(0.2)
+            return
+        time.sleep(0.02)
+
+
 def join(index):
     import site
 
@@ -62,7 +75,11 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: terminated.append(True))
     attempt = record(index)
     print(f"process {index}, attempt {attempt}", flush=True)
-    action = json.loads((FOLDER / "plan.json").read_text())[attempt][index]
+    actions = json.loads((FOLDER / "plan.json").read_text())[attempt]
+    action = actions[index]
+    if isinstance(action, int) and action not in (0, 75, 76):
+        # It makes the script end the others, which then would not do what is planned.
+        wait_until_all_began(attempt, len(actions))
     if action == "join":
         return join(index)
     if action == "cut":
