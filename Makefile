@@ -18,7 +18,7 @@ lint: .venv/.test
 
 # Two processes: compiling, which most of the time goes to, uses one core each.
 test-fast: .venv/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: .venv/.plan
 	$(BIN)/python -m pytest -m slow

@@ -19,10 +19,10 @@ from flax import nnx
 
 from benchmarks.readme import RESULTS, ROOT, machine, rewrite
 from convnext_jax import sharding
+from convnext_jax.config_files import load_config
 from convnext_jax.data.pipeline import train_batches
 from convnext_jax.data.sources import open_source
 from convnext_jax.models.spec import params_of
-from convnext_jax.plan import load_config
 from convnext_jax.step_builder import build_step
 
 FILE = RESULTS / "bfloat16.json"

@@ -21,7 +21,8 @@ import numpy as np
 from benchmarks.check import this_device
 from benchmarks.readme import RESULTS, ROOT, rewrite
 from convnext_jax.config import Config
-from convnext_jax.plan import PREPARED, load_config
+from convnext_jax.config_files import load_config
+from convnext_jax.plan import PREPARED
 from convnext_jax.planning.machines import CHIPS, GIB, Machine, parse_machine
 from convnext_jax.planning.whole_run import WRITE_BYTES_PER_SECOND, feeding, whole_run
 

@@ -3,27 +3,41 @@
     python -m convnext_jax.main --config configs/finetune_folder.py:tiny --workdir runs/mine \
         --config.data.dir=ROOT --config.init_from=hf-hub:timm/convnext_tiny.fb_in1k
 
-The part after the colon is the size: atto, femto, pico, nano, tiny (the default), small, base. The
+The part after the colon is the size: atto, femto, pico, nano, tiny (the default), small, base,
+large, xlarge, or any classifier of `convnext_jax.list_models()`, such as convnextv2_base. The
 settings suit a few thousand images on one GPU: few steps, a small batch, weights near those they
-start from, RandAugment but no mixing.
+start from, RandAugment but no mixing. One folder of classes is split at random with
+
+    --config.data.train_split='.[:80%]' --config.data.eval_split='.[80%:]'
+
+and a linear probe, which trains the head alone, is
+
+    --config.optim.freeze=backbone --config.optim.lr=1e-2 --config.model.drop_path=0.0
 """
 
 from ml_collections import ConfigDict
 
 from convnext_jax.config import default_config
-from convnext_jax.errors import require_one_of
+from convnext_jax.errors import InputError, did_you_mean
+from convnext_jax.models.registry import list_models
 
-SIZES = ("atto", "femto", "pico", "nano", "tiny", "small", "base")
+SIZES = ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large", "xlarge")
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
-    """The run of one size; raises InputError for any other."""
-    require_one_of("size", size, SIZES)
+    """The run of one size, or of a classifier by its name; raises InputError for any other."""
+    name = f"convnext_{size}" if size in SIZES else size
+    known = list_models(task="classification")
+    if name not in known:
+        raise InputError(
+            f"`size` (={size}) must be one of {', '.join(SIZES)}, or a classifier's name"
+            f"{did_you_mean(size, known)}"
+        )
     config = default_config()
     config.num_epochs = 30.0
     config.log_every_steps = 20
 
-    config.model.name = f"convnext_{size}"
+    config.model.name = name
     config.model.drop_path = 0.1
     config.model.head_init_scale = 1e-3
 

@@ -64,6 +64,9 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
     )
     task, steps = step.task, step.steps
     remarks += start.remarks(config, steps, len(source))
+    if step.frozen:
+        random = ", which are random: there is no `init_from`" if start.model is None else ""
+        remarks.append(step.frozen + random)
     weights = [start.weights]
 
     def initialize() -> TrainState:

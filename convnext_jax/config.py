@@ -110,6 +110,7 @@ class OptimConfig:
     gradient_sum: str = "float32"  # over devices; or model.dtype, bfloat16: half the bytes
     label_smoothing: float = 0.1  # share of the target that all classes have alike
     ema_decay: float = 0.9999  # 0: no moving average
+    freeze: str = ""  # what keeps its values: backbone, or beginnings of names, stages/0,stages/1
 
 
 @dataclasses.dataclass(frozen=True)

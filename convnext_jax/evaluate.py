@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import argparse
 import csv
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,10 +25,12 @@ from absl import logging
 
 from convnext_jax import builders, processes, sharding, starting
 from convnext_jax.arguments import Parser
+from convnext_jax.classification.metrics import class_scores
 from convnext_jax.config import from_dict
 from convnext_jax.constants import PARAMETERS
 from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.errors import InputError, exit_in_one_sentence
+from convnext_jax.progress import progress_bar
 from convnext_jax.training.evaluator import results_of
 from convnext_jax.weights.find import NAMES, add_choices, find
 from convnext_jax.wings import wing_of
@@ -54,7 +57,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--confusion",
         metavar="FILE.csv",
-        help="of a classifier: write per-class accuracy and the confusion matrix",
+        help="of a classifier: write each class's accuracy, precision and F1, and the confusion"
+        " matrix; also gives their means over classes",
     )
     parser.add_argument(
         "--per_class",
@@ -134,21 +138,30 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     parts = wing.parts(model, source, skip=data.on_error == "skip", **chosen)
     variables = {"": (weights.read(mesh), weights.batch_stats(mesh))}
     totals: dict[str, Any] = {}
-    for part, evaluation in parts:
-        evaluator = builders.build_evaluator(
-            evaluation, part, data, mesh, option="--on_error", batch_option="--batch_size"
-        )
-        for name, value in evaluator.totals(variables)[""].items():
-            totals[name] = totals.get(name, 0) + value
-        evaluator.close()
-        for reason in evaluator.skipped.values():
-            print(f"skipped: {reason}", file=sys.stderr)
+    with progress_bar("evaluating", sum(len(part) for part, _ in parts), "images") as bar:
+        for part, evaluation in parts:
+            evaluator = builders.build_evaluator(
+                evaluation, part, data, mesh, option="--on_error", batch_option="--batch_size"
+            )
+            before = bar.n
+            found = evaluator.totals(variables, functools.partial(bar.update, evaluator.batch))
+            for name, value in found[""].items():
+                totals[name] = totals.get(name, 0) + value
+            evaluator.close()
+            bar.update(before + len(part) - bar.n)  # the last batch is not full
+            for reason in evaluator.skipped.values():
+                bar.write(f"skipped: {reason}", file=sys.stderr)
     totals["skipped"] = len(source) - int(totals["count"])
     results = results_of(parts[0][1], totals)
     confusion = results.pop("confusion", None)
     per_class = {
         name: results.pop(name) for name in ("iou", "accuracy", "pixels") if name in results
     }
+    if confusion is not None:
+        scores = class_scores(confusion.diagonal(), confusion.sum(1), confusion.sum(0))
+        # Over the classes of which something can be said, as scikit-learn's macro averages.
+        results["mean_class_accuracy"] = float(np.nanmean(scores["recall"]))
+        results["macro_f1"] = float(np.nanmean(scores["f1"]))
     if processes.is_first():
         if confusion is not None:
             write_confusion(Path(arguments.confusion), confusion, source.class_names)
@@ -166,8 +179,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_confusion(path: Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
-    """Writes a CSV with a row for each class: its name, examples, accuracy, and what it was taken
-    for.
+    """Writes a CSV with a row for each class: its name, its scores, and what it was taken for.
 
     Args:
       path: written under a temporary name first.
@@ -177,11 +189,14 @@ def write_confusion(path: Path, counts: np.ndarray, class_names: Sequence[str]) 
     Raises:
       InputError: the file cannot be written.
     """
-    rows: list[Sequence[Any]] = [["class", "examples", "accuracy", *class_names]]
+    scores = class_scores(counts.diagonal(), counts.sum(1), counts.sum(0))
+    header = ["class", "examples", "accuracy", "precision", "f1"]
+    rows: list[Sequence[Any]] = [[*header, *class_names]]
     for label, row in enumerate(counts.tolist()):
-        examples = sum(row)
-        accuracy = f"{row[label] / examples:.6f}" if examples else ""
-        rows.append([class_names[label], examples, accuracy, *row])
+        numbers = (scores[key][label] for key in ("recall", "precision", "f1"))
+        rows.append(
+            [class_names[label], int(scores["examples"][label]), *map(_spoken, numbers), *row]
+        )
     _write_csv("--confusion", path, rows)
 
 
@@ -200,9 +215,13 @@ def write_classes(path: Path, scores: Mapping[str, np.ndarray], class_names: Seq
     rows: list[Sequence[Any]] = [["class", "pixels", "iou", "accuracy"]]
     for label, name in enumerate(class_names):
         numbers = (scores[key][label] for key in ("iou", "accuracy"))
-        spoken = ["" if np.isnan(number) else f"{number:.6f}" for number in numbers]
-        rows.append([name, int(scores["pixels"][label]), *spoken])
+        rows.append([name, int(scores["pixels"][label]), *map(_spoken, numbers)])
     _write_csv("--per_class", path, rows)
+
+
+def _spoken(number: float) -> str:
+    """A fraction, or nothing where it is not known."""
+    return "" if np.isnan(number) else f"{number:.6f}"
 
 
 def _write_csv(option: str, path: Path, rows: Sequence[Sequence[Any]]) -> None:
@@ -231,6 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             left_out = f" ({results['num_skipped']} skipped)" if results["num_skipped"] else ""
             which = PARAMETERS[results["parameters"]]
             words = wing_of(results["model"]).words(results)
+            if "macro_f1" in results:
+                words += (
+                    ", means over classes: accuracy {mean_class_accuracy:.3%}, F1 {macro_f1:.3%}"
+                )
+                words = words.format_map(results)
             print(
                 "{model}, {weights} ({which}), on {num_examples} images{left_out} of {dataset}"
                 " `{split}`: {words}".format(which=which, left_out=left_out, words=words, **results)

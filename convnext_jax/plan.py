@@ -25,11 +25,11 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import flags, logging
-from ml_collections import config_flags
+from absl import logging
 
 from convnext_jax.arguments import Parser
-from convnext_jax.config import Config, all_keys, resolve, unknown_key
+from convnext_jax.config import Config
+from convnext_jax.config_files import load_config, overrides_of
 from convnext_jax.data.prepared import base_name
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.planning.compiling import Job, Variant, analyse, measure, search
@@ -83,41 +83,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parsed, rest = parser.parse_known_args(arguments)
-    for argument in rest:
-        key = argument.partition("=")[0].removeprefix("--config.")
-        if not argument.startswith("--config."):
-            raise InputError(f"`{argument}` is not a flag; overrides are `--config.KEY=VALUE`")
-        if key not in all_keys():
-            raise unknown_key(key)
-        if "=" not in argument:
-            raise InputError(f"`{argument}` must be written `--config.KEY=VALUE`")
-    return parsed, rest
-
-
-def load_config(file: str, overrides: Sequence[str]) -> Config:
-    """Reads a config file as training does.
-
-    Args:
-      file: FILE or FILE:VARIANT.
-      overrides: such as `--config.optim.lr=1e-3`.
-
-    Raises:
-      InputError: there is no such file, or what it holds cannot be used.
-    """
-    if not os.path.isfile(file.partition(":")[0]):
-        raise InputError(f"`--config` (={file}) must be a config file, and there is none")
-    values = flags.FlagValues()
-    given = ["plan", f"--config={file}", *overrides]
-    # It looks for overrides in the whole command line, before the flags are parsed.
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=given)
-    try:
-        values(given)
-    except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError) as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__ or cause.__context__
-        raise cause or InputError(str(error).strip().splitlines()[-1]) from error
-    return resolve(holder.value)
+    return parsed, overrides_of(rest)
 
 
 def dataset_size(config: Config) -> tuple[int, int]:

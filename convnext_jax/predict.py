@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
     errors.explain_missing_packages()
 
 import argparse
+import csv
 import functools
 import json
 import os
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from tqdm import tqdm
 
 from convnext_jax.arguments import Parser
 from convnext_jax.classification.grad_cam import overlay
@@ -36,6 +38,7 @@ from convnext_jax.errors import InputError, RunError, exit_in_one_sentence
 from convnext_jax.export.runtimes import RUNTIMES, ExportedModel, is_exported
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelDescription
+from convnext_jax.progress import progress_bar
 from convnext_jax.segmentation import predictor as segmenter
 from convnext_jax.segmentation.colours import palette
 from convnext_jax.segmentation.outputs import areas, output_names, write_at_once, write_outputs
@@ -65,6 +68,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="of a classifier: instead of classes, write embeddings to this .npz file, with the"
         " arrays `embeddings` and `paths`, and of images that could not be used `failed` (paths)"
         " and `errors`; of a model that segments, which needs it: the folder to write to",
+    )
+    parser.add_argument(
+        "--csv",
+        metavar="FILE.csv",
+        help="of a classifier: also write a table with a row for each image",
     )
     parser.add_argument(
         "--cam",
@@ -121,6 +129,8 @@ def predict(arguments: argparse.Namespace) -> bool:
         )
     if arguments.cam is not None and arguments.output is not None:
         raise InputError("`--cam` and `--output` must not be given together: one is for classes")
+    if arguments.csv is not None and arguments.output is not None:
+        raise InputError("`--csv` and `--output` must not be given together: one is for classes")
     if arguments.runtime is not None:
         for flag, given in (
             ("--step", arguments.step != "latest"),
@@ -148,31 +158,38 @@ def predict(arguments: argparse.Namespace) -> bool:
                 lambda: {"params": weights.read(), "batch_stats": weights.batch_stats()},
             )
         model = load(weights).model
-    output = None if arguments.output is None else _writable(Path(arguments.output))
+    output = None if arguments.output is None else _writable("--output", Path(arguments.output))
     predictor = Predictor(
         model, found.preprocessing, found.class_names, batch_size=arguments.batch_size
     )
     if output is not None:
         return _embed(predictor, images, output, PARAMETERS[which], arguments.json)
-    complete = True
+    table = None if arguments.csv is None else _writable("--csv", Path(arguments.csv))
     if arguments.cam is None:
         results = predictor.predictions(images, arguments.top)
     else:
         results = _with_overlays(predictor, images, arguments)
     if not arguments.json:
         print(f"{found.spec.name}, {source} ({PARAMETERS[which]}):")
-    for path, result in zip(images, results, strict=True):
-        if isinstance(result, Failure):
-            print(f"error: {result.error}", file=sys.stderr)
-            complete = False
-        if arguments.json:
-            row = {"image": path} | _as_json(result)
-            if not isinstance(result, Failure):
-                row["parameters"] = which
-            print(json.dumps(row), flush=True)
-        elif not isinstance(result, Failure):
-            print(_as_table(path, result), flush=True)
-    return complete
+    failures, rows = 0, list[list[object]]()
+    with progress_bar("predicting", len(images), "images", beside_output=True) as bar:
+        for path, result in zip(images, results, strict=True):
+            if isinstance(result, Failure):
+                bar.write(f"error: {result.error}", file=sys.stderr)
+                failures += 1
+            if arguments.json:
+                row = {"image": path} | _as_json(result)
+                if not isinstance(result, Failure):
+                    row["parameters"] = which
+                print(json.dumps(row), flush=True)
+            elif not isinstance(result, Failure):
+                print(_as_table(path, result), flush=True)
+            if table is not None:
+                rows.append(_as_row(path, result))
+            bar.update()
+    if table is not None:
+        _write_table(table, rows, min(arguments.top, predictor.num_classes))
+    return not failures
 
 
 def _with_overlays(
@@ -226,8 +243,9 @@ def _segment(
     """Writes what `segmentation.outputs` says of each image; returns whether all could be used."""
     if arguments.output is None:
         raise InputError(f"`--output` must be the folder to write to: {source} segments images")
-    if arguments.cam is not None:
-        raise InputError(f"`--cam` is for classifiers, and {source} segments images")
+    for flag, given in (("--cam", arguments.cam), ("--csv", arguments.csv)):
+        if given is not None:
+            raise InputError(f"`{flag}` is for classifiers, and {source} segments images")
     folder, names = Path(arguments.output), output_names(images, arguments.images)
     _writable_folder("--output", folder)
     class_names = description.class_names
@@ -237,24 +255,32 @@ def _segment(
     predictor = segmenter.Predictor(description, **read())
     if not arguments.json:
         print(f"{description.spec.name}, {source} ({PARAMETERS[which]}):")
-    complete = True
-    for path, name, found in zip(images, names, predictor.predictions(images), strict=True):
-        if isinstance(found, segmenter.Failure):
-            print(f"error: {found.error}", file=sys.stderr)
-            complete = False
-            row: dict[str, object] = {"image": path, "error": found.error}
-        else:
-            classes = areas(found.labels, class_names)
-            size = {"height": found.image.height, "width": found.image.width}
-            row = {"image": path, **size, "classes": classes, "parameters": which}
-            write_outputs(folder, name, found, colours, row)
-            if not arguments.json:
-                shown = classes[: arguments.top]
-                lines = [f"  {c['share']:7.2%}  {c['name']}" for c in shown]
-                print("\n".join([path, *lines]), flush=True)
-        if arguments.json:
-            print(json.dumps(row), flush=True)
-    return complete
+    failures = 0
+    with progress_bar("segmenting", len(images), "images", beside_output=True) as bar:
+        for path, name, found in zip(images, names, predictor.predictions(images), strict=True):
+            if isinstance(found, segmenter.Failure):
+                bar.write(f"error: {found.error}", file=sys.stderr)
+                failures += 1
+                row: dict[str, object] = {"image": path, "error": found.error}
+            else:
+                classes = areas(found.labels, class_names)
+                size = {"height": found.image.height, "width": found.image.width}
+                row = {"image": path, **size, "classes": classes, "parameters": which}
+                write_outputs(folder, name, found, colours, row)
+                if not arguments.json:
+                    shown = classes[: arguments.top]
+                    lines = [f"  {c['share']:7.2%}  {c['name']}" for c in shown]
+                    print("\n".join([path, *lines]), flush=True)
+            if arguments.json:
+                print(json.dumps(row), flush=True)
+            bar.update()
+    return not failures
+
+
+def _counted(images: list[str], bar: tqdm) -> Iterator[str]:
+    for image in images:
+        yield image
+        bar.update()
 
 
 def _as_json(result: Prediction | Failure) -> dict[str, object]:
@@ -264,13 +290,42 @@ def _as_json(result: Prediction | Failure) -> dict[str, object]:
     return {"classes": [{"label": i, "name": n, "probability": p} for i, n, p in rows]}
 
 
+def _as_row(path: str, result: Prediction | Failure) -> list[object]:
+    """What `_write_table` writes of an image: its path, an error if any, its classes."""
+    if isinstance(result, Failure):
+        return [path, result.error]
+    pairs = zip(result.names, result.probabilities, strict=True)
+    return [path, "", *(value for name, p in pairs for value in (name, f"{p:.6f}"))]
+
+
+def _write_table(path: Path, rows: Sequence[Sequence[object]], top: int) -> None:
+    """Writes predictions as CSV.
+
+    Args:
+      path: written under another name first.
+      rows: as `_as_row` makes them.
+      top: classes of an image.
+    """
+    header = ["image", "error", "class", "probability"]
+    header += [f"{what}_{place}" for place in range(2, top + 1) for what in header[2:]]
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            csv.writer(file).writerows([header, *rows])
+
+    try:
+        write_at_once(path, write)
+    except OSError as error:
+        raise RunError(f"writing {path} failed: {error}") from error
+
+
 def _as_table(path: str, result: Prediction) -> str:
     rows = zip(result.names, result.probabilities, strict=True)
     return "\n".join([path, *(f"  {probability:7.2%}  {name}" for name, probability in rows)])
 
 
-def _writable(path: Path) -> Path:
-    """Returns `path`, once it is seen that a file can be put there."""
+def _writable(flag: str, path: Path) -> Path:
+    """Returns `path`, which `flag` names, once it is seen that a file can be put there."""
     part = _part(path)
     try:
         if path.is_dir():
@@ -278,9 +333,9 @@ def _writable(path: Path) -> Path:
         part.write_bytes(b"")
         part.unlink()
     except OSError as error:
-        raise InputError(f"`--output` (={path}) must be a file that can be written: {error}") from (
-            error
-        )
+        raise InputError(
+            f"`{flag}` (={path}) must be a file that can be written: {error}"
+        ) from error
     return path
 
 
@@ -292,7 +347,8 @@ def _embed(
     predictor: Predictor, images: list[str], output: Path, which: str, as_json: bool
 ) -> bool:
     """Writes an archive with `embeddings` [N, D], `paths` [N], and `failed` paths with `errors`."""
-    vectors, errors = predictor.embed(images)
+    with progress_bar("embedding", len(images), "images") as bar:
+        vectors, errors = predictor.embed(_counted(images, bar))
     for sentence in errors.values():
         print(f"error: {sentence}", file=sys.stderr)
     good = [i for i in range(len(images)) if i not in errors]

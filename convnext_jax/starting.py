@@ -117,12 +117,12 @@ def find_start(config: Config, directory: epath.Path | None) -> Start:
                 f"{directory} holds weights that were converted, which are no run to go on with:"
                 " give another `--workdir`, and start from them with `--config.init_from`"
             )
-        _check_batch(config, described.get("config"), directory)
+        _check_same_run(config, described["config"], directory)
         return Start(
             name=f"the run in {directory}",
             model=ModelDescription.from_json(described),
             step=step,
-            config=described.get("config"),
+            config=described["config"],
         )
     if config.init_from is None:
         return Start()
@@ -193,15 +193,22 @@ def _from_first(value: Any) -> Any:
     return json.loads(processes.text_from_first(json.dumps(value)))
 
 
-def _check_batch(config: Config, before: dict[str, Any] | None, directory: epath.Path) -> None:
-    now = config.data.global_batch
-    was = now if before is None else before["data"]["global_batch"]
-    if was != now:
-        raise InputError(
-            f"`data.global_batch` (={now}) must stay {was}, with which the run in {directory} was"
-            " begun: its place in the data and in the schedule is counted in such batches; another"
-            " batch needs a new workdir, which `--config.init_from` starts from this one's weights"
-        )
+def _check_same_run(config: Config, before: dict[str, Any], directory: epath.Path) -> None:
+    """Raises an InputError if keys have changed that a run cannot go on with."""
+    reasons = {
+        "data.global_batch": "its place in the data and in the schedule is counted in such batches",
+        "optim.freeze": "its optimiser has moments of what it trains alone",
+    }
+    for key, reason in reasons.items():
+        section, name = key.split(".")
+        now = getattr(getattr(config, section), name)
+        was = before[section].get(name, getattr(getattr(Config(), section), name))
+        if was != now:
+            raise InputError(
+                f"`{key}` (={now}) must stay {was or 'empty'}, with which the run in {directory}"
+                f" was begun: {reason}; another one needs a new workdir, which"
+                " `--config.init_from` starts from this one's weights"
+            )
 
 
 def _other_feeding(config: Config, feeding: Preprocessing | None) -> list[str]:

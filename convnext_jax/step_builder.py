@@ -5,6 +5,7 @@ devices that are only described.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from convnext_jax.config import Config, DataConfig, Steps
 from convnext_jax.errors import InputError
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.optim.optimizer import create_optimizer
+from convnext_jax.optim.param_groups import trained
 from convnext_jax.optim.schedule import learning_rate, warmup_cosine
 from convnext_jax.training.state import TrainState, initial_state
 from convnext_jax.training.step import make_train_step
@@ -36,6 +38,7 @@ class TrainingStep:
         first step.
       abstract_state: shapes and types of the state.
       state_shardings: where its arrays lie; same structure.
+      frozen: sentence on what keeps its values; empty: nothing does.
       function: jitted and donating (state, batch) -> (state, metrics), see `make_train_step`.
     """
 
@@ -45,6 +48,7 @@ class TrainingStep:
     initial_state: Callable[..., TrainState]
     abstract_state: TrainState
     state_shardings: TrainState
+    frozen: str
     function: Any
 
 
@@ -93,6 +97,10 @@ def step_of(task: Task, config: Config, mesh: Mesh, num_examples: int) -> Traini
         weight_decay = warmup_cosine(
             weight_decay, total_steps=steps.total, minimum=config.optim.weight_decay_end
         )
+    moves, frozen = None, ""
+    if config.optim.freeze:
+        moves = trained(spec.abstract_params(), config.optim.freeze)
+        frozen = _describe_frozen(spec.abstract_params(), moves, config.optim.freeze)
     optimizer = create_optimizer(
         rate,
         weight_decay=weight_decay,
@@ -103,6 +111,7 @@ def step_of(task: Task, config: Config, mesh: Mesh, num_examples: int) -> Traini
         layer_decay=config.optim.layer_decay,
         layer_decay_by=config.optim.layer_decay_by,
         depths=spec.depths,
+        trained=moves,
     )
     with_ema = config.optim.ema_decay > 0
 
@@ -122,6 +131,7 @@ def step_of(task: Task, config: Config, mesh: Mesh, num_examples: int) -> Traini
         accumulation_steps=accumulation_steps,
         scalars=task.scalars,
         batch_hashes=config.log_batch_hashes,
+        trained=moves,
     )
     return TrainingStep(
         task=task,
@@ -130,12 +140,22 @@ def step_of(task: Task, config: Config, mesh: Mesh, num_examples: int) -> Traini
         initial_state=state_from,
         abstract_state=abstract_state,
         state_shardings=state_shardings,
+        frozen=frozen,
         function=jax.jit(
             train_step,
             donate_argnums=0,
             in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
             out_shardings=(state_shardings, sharding.replicated(mesh)),
         ),
+    )
+
+
+def _describe_frozen(params: Any, moves: Any, freeze: str) -> str:
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    left = sum(itertools.compress(sizes, jax.tree.leaves(moves)))
+    return (
+        f"frozen ({freeze}): {sum(sizes) - left:,} of {sum(sizes):,} parameters keep their values;"
+        f" {left:,} are trained"
     )
 
 

@@ -33,7 +33,7 @@ RUNS = [
     ),
     *(
         ("finetune_folder", size)
-        for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base")
+        for size in "atto femto pico nano tiny small base large xlarge convnextv2_base".split()
     ),
     *(("finetune", size) for size in (*IMAGENET_SIZES, "xlarge")),
     ("digit_scenes_segmentation", None),

@@ -176,6 +176,19 @@ def test_another_batch_does_not_go_on(images, tmp_path):
         build(config(images, data={"global_batch": 8}), tmp_path)
 
 
+def test_a_frozen_backbone_stays_so_and_is_named(images, tmp_path):
+    frozen = config(images, optim={"freeze": "backbone"})
+    plan = build(frozen, tmp_path / "new").plan
+    assert "frozen (backbone): " in plan and "which are random: there is no `init_from`" in plan
+    save(tmp_path / "old", tuple(COUNTS), config(images))
+    with pytest.raises(
+        InputError, match=r"`optim.freeze` \(=backbone\) must stay empty.*init_from"
+    ):
+        build(frozen, tmp_path / "old")
+    start = config(images, optim={"freeze": "backbone"}, init_from=str(tmp_path / "old"))
+    assert "are random" not in build(start, tmp_path / "probe").plan
+
+
 def test_a_longer_run_says_what_becomes_of_the_schedule(images, tmp_path):
     save(tmp_path, tuple(COUNTS), config(images, num_epochs=2.0))
     assert "schedule" not in build(config(images, num_epochs=2.0), tmp_path).plan

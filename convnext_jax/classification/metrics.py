@@ -2,7 +2,31 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+
+def class_scores(
+    right: np.ndarray, of_class: np.ndarray, taken: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Scores of each class, nan where nothing can be said of one: scikit-learn's, in fractions.
+
+    Args:
+      right: int [classes], how many examples of each class were taken for it.
+      of_class: likewise, how many there are of it.
+      taken: likewise, how many were taken for it.
+
+    Returns:
+      `examples` of the class, its `recall` (accuracy on them), `precision` and `f1`, each
+      [classes].
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "examples": of_class,
+            "recall": right / of_class,
+            "precision": right / taken,
+            "f1": 2 * right / (of_class + taken),
+        }
 
 
 def confusion_counts(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""A user's own images: `ROOT/SPLIT/CLASS/*.jpg`, as torchvision's ImageFolder has them."""
+"""A user's own images: in a folder for each class, as torchvision has them, or with a table."""
 
 import os
 from pathlib import Path
@@ -8,74 +8,70 @@ from PIL import Image
 
 from convnext_jax.constants import IMAGE_EXTENSIONS
 from convnext_jax.data.decode import decode
+from convnext_jax.data.labels_table import INSIDE, files_by_class
 from convnext_jax.data.listing import Names, left_out_notes, listed, subfolders
+from convnext_jax.data.parts import ROOT, part_of
 from convnext_jax.errors import InputError, did_you_mean
 
 # What a config calls such a dataset; its root is `data.dir`.
 NAME = "folder"
+# Files and classes that a note names; folders that a message lists.
+_NAMED, _LISTED = 3, 20
 
 
 class FolderSource:
     """One split of a folder of images, in the order of class and file names.
 
-    Whatever begins with a dot, and what macOS adds to archives, is not looked at.
+    A class is a folder in that of the split; or what a table says, `metadata.csv` in the split's
+    folder, or `SPLIT.csv` beside it where no folder is in it. Whatever begins with a dot, and what
+    macOS adds to archives, is not looked at.
 
     Attributes:
       name: `folder`.
-      split: name of the split's folder.
-      class_names: names of the class folders, sorted; a label is a place in them.
+      split: the split's folder, or a part of one, as given.
+      class_names: names of the classes, in order; a label is a place in them.
       num_classes: how many there are.
       num_files: how many files stay open: none.
-      notes: sentences about files that are left out, if there are any.
+      notes: sentences about files that are left out, and where labels are from, if not folders.
     """
 
     num_files = 0
 
     def __init__(self, root: Path, split: str, exif: bool = False):
-        """Lists the files of the split; opens none.
+        """Lists the files of the split; opens none but a table.
 
         Args:
           root: has a folder for each split; others than this one are not looked at.
-          split: name of the folder.
+          split: name of the folder, `.` for the root itself; or a part of one, such as
+            `train[:80%]`, which takes its share of each class (`data.parts`).
           exif: turn images as their EXIF orientation says.
 
         Raises:
-          InputError: there is no such folder; it has no classes; a class is empty; a folder may
-            not be read.
+          InputError: there is no such folder; it has no classes; a class is empty; a folder or a
+            table may not be read; a table does not fit the images.
           Lost: the file system does not answer.
         """
         self.name = NAME
         self.split = split
         self._exif = exif
-        self._folder = str(root / split)
-        splits = subfolders(root) if root.is_dir() else []
-        if split not in splits:
-            found = f"{root} has {', '.join(splits)}" if splits else f"{root} has no folders"
-            raise InputError(
-                f"split `{split}` must be a folder of class folders, and {found}"
-                f"{did_you_mean(split, splits)}"
-            )
-        self.class_names = tuple(subfolders(root / split))
+        part = part_of(split)
+        folder = _split_folder(root, part.folder)
+        self._folder = str(folder)
+        classes, self.notes = _classes(folder, root / f"{part.folder}.csv", str(self))
+        self.class_names = tuple(classes)
         self.num_classes = len(self.class_names)
-        if not self.class_names:
-            raise InputError(f"{self._folder} must have a folder for each class, and has none")
-        left_out: list[str] = []
-        names: list[bytes] = []
-        ends = []
-        for name in self.class_names:
-            found, others = listed(self._folder, name, IMAGE_EXTENSIONS)
-            files = sorted(found)
-            left_out += others
-            if not files:
-                raise InputError(
-                    f"class folder {root / split / name} must have images"
-                    f" ({', '.join(IMAGE_EXTENSIONS)}), and has none"
-                )
-            names += map(os.fsencode, files)
-            ends.append(len(names))
-        self.notes = left_out_notes(str(self), left_out, IMAGE_EXTENSIONS)
-        self._class_ends = np.array(ends)
-        self._names = Names(names)
+        chosen = [part.of(files) for files in classes.values()]
+        empty = [name for name, files in zip(classes, chosen, strict=True) if not files]
+        if len(empty) == len(chosen):
+            raise InputError(f"{self} must have images, and has none")
+        if empty:
+            named = ", ".join(empty[:_NAMED]) + (", ..." if len(empty) > _NAMED else "")
+            self.notes += (
+                f"{self}: no image of {len(empty)} of {len(chosen)} classes, which have too few to"
+                f" share: {named}",
+            )
+        self._class_ends = np.cumsum([len(files) for files in chosen])
+        self._names = Names([os.fsencode(file) for files in chosen for file in files])
 
     def __len__(self) -> int:
         """Number of images."""
@@ -103,3 +99,63 @@ class FolderSource:
     def __str__(self) -> str:
         """Dataset and split, as messages name them."""
         return f"dataset `{self.name}`, split `{self.split}`"
+
+
+def _split_folder(root: Path, name: str) -> Path:
+    """The folder of a split; InputError if there is none."""
+    splits = subfolders(root) if root.is_dir() else []
+    if name in splits or (name == ROOT and splits):
+        return root / name
+    found = f"{root} has no folders"
+    if splits:
+        found = (
+            f"{root} has {', '.join(splits[:_LISTED])}{', ...' if len(splits) > _LISTED else ''}"
+        )
+    hint = did_you_mean(name, splits)
+    if len(splits) > 1 and not hint:
+        hint = (
+            f"; if those are the classes, `{ROOT}[:80%]` and `{ROOT}[80%:]` are splits, drawn at"
+            " random"
+        )
+    raise InputError(f"split `{name}` must be a folder of class folders, and {found}{hint}")
+
+
+def _classes(folder: Path, beside: Path, what: str) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """The images of each class by their paths in `folder`, sorted; and notes.
+
+    Args:
+      folder: of the split.
+      beside: where a table may lie.
+      what: the split, as notes name it.
+    """
+    names = subfolders(folder)
+    inside = folder / INSIDE
+    table = inside if inside.is_file() else beside
+    if table == inside or (not names and beside.is_file()):
+        found, others = listed(str(folder), ".", IMAGE_EXTENSIONS)
+        images = [os.path.normpath(path) for path in found]
+        others = [path for path in map(os.path.normpath, others) if path != INSIDE]
+        classes, unlabelled = files_by_class(table, folder, images)
+        notes = (f"{what}: labels are those of {table}",)
+        if unlabelled:
+            named = ", ".join(unlabelled[:_NAMED]) + (", ..." if len(unlabelled) > _NAMED else "")
+            notes += (
+                f"{what}: {len(unlabelled)} images left out, which it does not have: {named}",
+            )
+        return classes, notes + left_out_notes(what, others, IMAGE_EXTENSIONS)
+    if not names:
+        raise InputError(
+            f"{folder} must have a folder for each class, and has none; or a table of its images"
+            f" and their classes: {inside}, or {beside}, with columns `file_name` and `label`"
+        )
+    classes, left_out = dict[str, list[str]](), list[str]()
+    for name in names:
+        found, others = listed(str(folder), name, IMAGE_EXTENSIONS)
+        classes[name] = sorted(found)
+        left_out += others
+        if not found:
+            raise InputError(
+                f"class folder {folder / name} must have images ({', '.join(IMAGE_EXTENSIONS)}),"
+                " and has none"
+            )
+    return classes, left_out_notes(what, left_out, IMAGE_EXTENSIONS)

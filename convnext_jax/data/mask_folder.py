@@ -14,6 +14,7 @@ from convnext_jax.data.annotations import Labelling, decode_annotation, read_pai
 from convnext_jax.data.decode import one_line
 from convnext_jax.data.histogram import label_notes
 from convnext_jax.data.listing import Names, answered, left_out_notes, listed, subfolders
+from convnext_jax.data.parts import ROOT, part_of
 from convnext_jax.errors import InputError, did_you_mean
 
 _IMAGES, _ANNOTATIONS, _CLASSES = "images", "annotations", "classes.txt"
@@ -32,7 +33,7 @@ class MaskFolder:
 
     Attributes:
       name: `folder`.
-      split: name of the split's two folders.
+      split: name of the split's two folders, or a part of them, as given.
       class_names: the lines of `ROOT/classes.txt`; a label is a place in them.
       num_classes: how many there are, at most 255.
       num_files: how many files stay open: none.
@@ -55,7 +56,8 @@ class MaskFolder:
 
         Args:
           root: has the folders `images` and `annotations` and the file `classes.txt`.
-          split: name of a folder in both.
+          split: name of a folder in both, `.` for themselves; or a part, such as `train[:80%]`
+            (`data.parts`).
           exif: turn an image and its annotation as the image's EXIF orientation says.
           first_label: value of the first class in the annotations.
           ignored: value of pixels that belong to no class; None: 255.
@@ -70,7 +72,8 @@ class MaskFolder:
         self.split = split
         self._root = str(root)
         self._exif = exif
-        _check_split(root, split)
+        part = part_of(split)
+        _check_split(root, part.folder)
         self.class_names = _read_classes(root / _CLASSES)
         self.num_classes = len(self.class_names)
         self._labelling = Labelling(
@@ -81,10 +84,12 @@ class MaskFolder:
                 f"`ignored` must be given for {self.num_classes} classes from `first_label`"
                 f" (={first_label}) on: its default, {IGNORED}, is {self.class_names[-1]}'s value"
             )
-        images, other_images = _by_stem(root / _IMAGES, split, IMAGE_EXTENSIONS)
-        masks, other_masks = _by_stem(root / _ANNOTATIONS, split, _ANNOTATION_EXTENSIONS)
+        images, other_images = _by_stem(root / _IMAGES, part.folder, IMAGE_EXTENSIONS)
+        masks, other_masks = _by_stem(root / _ANNOTATIONS, part.folder, _ANNOTATION_EXTENSIONS)
         _check_pairs(root, images, masks)
-        stems = sorted(images)
+        stems = part.of(sorted(images))
+        if not stems:
+            raise InputError(f"{self} must have images, and has none of {len(images)}")
         self._images = Names([os.fsencode(images[stem]) for stem in stems])
         self._annotations = Names([os.fsencode(masks[stem]) for stem in stems])
         self.notes = left_out_notes(f"{self}, images", other_images, IMAGE_EXTENSIONS)
@@ -165,7 +170,7 @@ def _check_split(root: Path, split: str) -> None:
     """Raises InputError unless the split has a folder of images and one of annotations."""
     places = {part: root / part for part in (_IMAGES, _ANNOTATIONS)}
     there = {part: subfolders(path) if path.is_dir() else [] for part, path in places.items()}
-    if all(split in splits for splits in there.values()):
+    if all(split in (*splits, ROOT) and places[part].is_dir() for part, splits in there.items()):
         return
     found = "; ".join(
         f"{places[part]} has {', '.join(splits) or 'no folders'}" for part, splits in there.items()
@@ -201,7 +206,9 @@ def _read_classes(path: Path) -> tuple[str, ...]:
 
 def _by_stem(root: Path, split: str, endings: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
     """The files of a split by their paths without ending; and the others that are there."""
-    found, others = listed(str(root), split, endings)
+    found, others = (
+        [os.path.normpath(f) for f in files] for files in listed(str(root), split, endings)
+    )
     if not found:
         raise InputError(f"{root / split} must have files ({', '.join(endings)}), and has none")
     by_stem = {os.path.splitext(path)[0]: path for path in found}

@@ -170,6 +170,7 @@ class Passes:
     Attributes:
       num_examples: of a pass, on all hosts.
       num_batches: of a pass.
+      global_batch: examples a batch, over all hosts.
       may_skip: whether a pass may leave out examples that cannot be read.
       skipped: what is wrong with each example that was left out so far.
     """
@@ -213,6 +214,7 @@ class Passes:
             raise InputError(f"{source} must have examples to evaluate")
         self.num_examples = len(source)
         self.num_batches = math.ceil(len(source) / global_batch)
+        self.global_batch = global_batch
         self.may_skip = skip_bad
         self.skipped: dict[int, str] = {}
         self._piece = EvalPiece(source, examples, global_batch, held, check, skip_bad, option)

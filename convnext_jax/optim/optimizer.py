@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import optax
@@ -20,6 +21,7 @@ def create_optimizer(
     layer_decay: float = 1.0,
     layer_decay_by: str = "blocks",
     depths: Sequence[int] = (),
+    trained: Any = None,
 ) -> optax.GradientTransformation:
     """AdamW with PyTorch's semantics: a step moves p by `-lr * (adam + weight_decay * p)`.
 
@@ -36,6 +38,8 @@ def create_optimizer(
       layer_decay: scales the learning rate, and so the weight decay too.
       layer_decay_by: `blocks`, see `layer_scales`, or `stages`, see `stage_scales`.
       depths: of the model, where `layer_decay` is not 1.
+      trained: tree of bool like the parameters (`param_groups.trained`): what is False has no
+        moments, and its gradient, which is zero, goes out as it comes in; None: all are trained.
 
     Returns:
       The chain. Its state's arrays follow the order of the parameter tree.
@@ -56,4 +60,5 @@ def create_optimizer(
     steps.append(optax.scale_by_learning_rate(learning_rate))
     if clip_norm is not None:
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
-    return optax.chain(*steps)
+    chain = optax.chain(*steps)
+    return chain if trained is None else optax.masked(chain, trained)

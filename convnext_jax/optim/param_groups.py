@@ -9,6 +9,8 @@ from convnext_jax.errors import InputError
 
 # Heads over a backbone, and the backbone's norms of what goes out to them.
 _BESIDE_THE_BACKBONE = ("norm0", "norm1", "norm2", "norm3", "decode_head", "auxiliary_head")
+# What is a head, and not the backbone, of a classifier and of a model with heads over maps.
+_HEADS = ("head", "pre_logits", "decode_head", "auxiliary_head")
 # Blocks of the third stage that share a group of the layer-wise learning-rate decay.
 _BLOCKS_A_GROUP = 3
 
@@ -28,6 +30,41 @@ def decay_mask(params: Any) -> Any:
     return tree.map_with_names(
         lambda name, leaf: len(leaf.shape) > 1 and not name.endswith("bias"), params
     )
+
+
+def trained(params: Any, freeze: str) -> Any:
+    """Marks the parameters that are trained.
+
+    Args:
+      params: the parameter tree, or its shapes.
+      freeze: what is not: `backbone`, which is all but the heads, so that a classifier becomes a
+        linear probe; or beginnings of names as `convnext_jax.tree` has them, such as
+        `downsample_layers/0`, with commas between them; empty: all are trained.
+
+    Returns:
+      A tree of bool of the same structure, False where parameters keep their values.
+
+    Raises:
+      InputError: a beginning is that of no parameter, or nothing would be trained.
+    """
+    names = list(tree.flatten_with_names(params))
+    parts = [part.strip().strip("/") for part in freeze.split(",") if part.strip()]
+    if parts == ["backbone"]:
+        frozen = {name for name in names if name.split("/")[0] not in _HEADS}
+    else:
+        frozen = set()
+        for part in parts:
+            found = {name for name in names if name == part or name.startswith(part + "/")}
+            if not found:
+                tops = sorted({name.split("/")[0] for name in names})
+                raise InputError(
+                    f"`optim.freeze` (={freeze}) must be `backbone`, or beginnings of parameters'"
+                    f" names: none begins with {part}; they begin with {', '.join(tops)}"
+                )
+            frozen |= found
+    if len(frozen) == len(names):
+        raise InputError(f"`optim.freeze` (={freeze}) must leave something to train")
+    return tree.map_with_names(lambda name, _: name not in frozen, params)
 
 
 def layer_group(name: str, depths: Sequence[int]) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from convnext_jax.classification.grad_cam import overlay
+from convnext_jax.classification.metrics import class_scores
 from convnext_jax.classification.predictor import Failure, Predictor
 from convnext_jax.errors import InputError
 from convnext_jax.models.spec import ModelDescription
@@ -135,25 +136,10 @@ def matrix(pairs: Mapping[tuple[int, int], int], classes: int) -> np.ndarray:
 
 
 def per_class(pairs: Mapping[tuple[int, int], int], classes: int) -> dict[str, np.ndarray]:
-    """Scores of each class, nan where nothing can be said of one: scikit-learn's, in fractions.
-
-    Args:
-      pairs: as `Findings` has them.
-      classes: how many there are.
-
-    Returns:
-      `examples` of the class, its `recall` (accuracy on them), `precision` and `f1`, each
-      [classes].
-    """
+    """`class_scores` of `classes` classes, from `pairs` as `Findings` has them."""
     right, of_class, taken = np.zeros((3, classes), np.int64)
     for (label, found), count in pairs.items():
         of_class[label] += count
         taken[found] += count
         right[label] += count if label == found else 0
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {
-            "examples": of_class,
-            "recall": right / of_class,
-            "precision": right / taken,
-            "f1": 2 * right / (of_class + taken),
-        }
+    return class_scores(right, of_class, taken)

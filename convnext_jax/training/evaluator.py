@@ -46,6 +46,11 @@ class Evaluator:
         """What is wrong with each example that this process had to leave out so far."""
         return self._passes.skipped
 
+    @property
+    def batch(self) -> int:
+        """Examples a batch, over all processes; the last one may have fewer."""
+        return self._passes.global_batch
+
     def close(self) -> None:
         """Ends the threads or worker processes that read."""
         self._passes.close()

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from convnext_jax.checkpointing.steps import write_at_once
 from convnext_jax.constants import PARAMETERS
 from convnext_jax.errors import RunError
+from convnext_jax.progress import terminal_size
 from convnext_jax.training.task import Metric
 
 METRICS_FILE = "metrics.jsonl"
@@ -64,9 +65,9 @@ class Reporter:
             total=total_steps,
             initial=start_step,
             unit="step",
-            dynamic_ncols=True,
             smoothing=0.05,
             disable=not sys.stderr.isatty(),
+            **terminal_size(),
         )
         if lost:
             self.line(f"{workdir / METRICS_FILE}: {lost} lines were no records and are dropped")

@@ -26,6 +26,7 @@ def make_train_step(
     accumulation_steps: int = 1,
     scalars: Sequence[str] = (),
     batch_hashes: bool = False,
+    trained: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
     """Builds the training step; the caller jits it with its shardings.
 
@@ -39,6 +40,8 @@ def make_train_step(
         itself, as in the reference, and sees the batch statistics that the one before it left.
       scalars: names of what the loss reports beside itself.
       batch_hashes: also report a hash of the batch as it was read.
+      trained: tree of bool like the parameters. What is False, and its moving average, keeps its
+        value; no gradient of it is computed, nor of what only it needs. None: all are trained.
 
     Returns:
       A function (state, batch) -> (state, metrics). The arrays of the batch have N rows, N a
@@ -50,6 +53,13 @@ def make_train_step(
     def with_aux(
         params: Any, batch_stats: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+        if trained is not None:
+            # Before anything is done with them, so that no device sends zeros to another either.
+            params = jax.tree.map(
+                lambda value, moves: value if moves else jax.lax.stop_gradient(value),
+                params,
+                trained,
+            )
         value, batch_stats, others = loss(params, batch_stats, batch, key)
         return value, (batch_stats, {name: others[name] for name in scalars})
 
@@ -87,7 +97,13 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema, ema_batch_stats = state.ema, state.ema_batch_stats
         if ema_decay is not None:
-            ema = optax.incremental_update(params, ema, step_size=1 - ema_decay)
+            averaged = optax.incremental_update(params, ema, step_size=1 - ema_decay)
+            # The average of one value is that value, which rounding would not leave it.
+            ema = averaged
+            if trained is not None:
+                ema = jax.tree.map(
+                    lambda moves, new, old: new if moves else old, trained, averaged, state.ema
+                )
             if jax.tree.leaves(batch_stats):
                 ema_batch_stats = optax.incremental_update(
                     batch_stats, ema_batch_stats, step_size=1 - ema_decay

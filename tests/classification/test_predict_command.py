@@ -1,5 +1,6 @@
 """`python -m convnext_jax.predict` as users run it."""
 
+import csv
 import io
 import json
 import sys
@@ -83,8 +84,9 @@ def test_table(run, workdir, pictures, expected):
             assert float(share.removesuffix("%")) == pytest.approx(100 * probability, abs=0.006)
 
 
-def test_json_with_damaged_images(run, damaged, pictures, expected):
-    result = run(damaged, pictures / "inner" / "a.png", "--json", "--top", 3, "--batch_size", 2)
+def test_json_and_a_table_with_damaged_images(run, damaged, pictures, expected, tmp_path):
+    images, table = (damaged, pictures / "inner" / "a.png"), tmp_path / "table.csv"
+    result = run(*images, "--json", "--top", 3, "--batch_size", 2, "--csv", table)
     assert result.returncode == 1
     errors = result.stderr.splitlines()
     assert len(errors) == 2
@@ -102,6 +104,14 @@ def test_json_with_damaged_images(run, damaged, pictures, expected):
     np.testing.assert_allclose(
         [row["probability"] for row in fourth["classes"]], png.probabilities[:3], rtol=1e-4
     )
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [r["image"] for r in (first, second, third, fourth)]
+    assert rows[0]["error"] == first["error"] and rows[0]["class"] is None
+    assert rows[3]["error"] == "" and rows[3]["class_3"] == png.names[2]
+    for found, end in zip(fourth["classes"], ("", "_2", "_3"), strict=True):
+        assert float(rows[3][f"probability{end}"]) == pytest.approx(found["probability"], abs=1e-6)
+    assert list(tmp_path.iterdir()) == [table]
 
 
 def test_embeddings(run, damaged, pictures, expected, tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import sklearn.metrics
 from oracles import timm, torch
 from originals import randomised, torch_images
 from random_models import random_images
@@ -70,14 +71,22 @@ def test_it_is_evaluated_like_a_run(checkpoint, tmp_path, monkeypatch, capsys):
 
     table = tmp_path / "confusion.csv"
     evaluate.main([*arguments, "--dataset", "digits", "--split", "test", "--confusion", str(table)])
-    top1 = json.loads(capsys.readouterr().out)["top1"]
+    results = json.loads(capsys.readouterr().out)
     header, *rows = (line.split(",") for line in table.read_text().splitlines())
-    assert header == ["class", "examples", "accuracy", *map(str, range(10))]
-    counts = np.array([[int(x) for x in row[3:]] for row in rows])
-    assert counts.sum() == 360 and np.trace(counts) == round(top1 * 360)
-    for row, line in zip(rows, counts, strict=True):
-        assert int(row[1]) == line.sum()
-        assert float(row[2]) == pytest.approx(line[int(row[0])] / line.sum(), abs=1e-6)
+    assert header == ["class", "examples", "accuracy", "precision", "f1", *map(str, range(10))]
+    counts = np.array([[int(x) for x in row[5:]] for row in rows])
+    assert counts.sum() == 360 and np.trace(counts) == round(results["top1"] * 360)
+    # scikit-learn's, from an example for each count.
+    labels, found = np.repeat(np.indices((10, 10)).reshape(2, 100), counts.ravel(), axis=1)
+    precision, recall, f1, examples = sklearn.metrics.precision_recall_fscore_support(
+        labels, found, labels=range(10), zero_division=np.nan
+    )
+    for row, *expected in zip(rows, examples, recall, precision, f1, strict=True):
+        scores = [float(value) if value else np.nan for value in row[1:5]]
+        np.testing.assert_allclose(scores, expected, atol=1e-6, rtol=0)
+    macro = sklearn.metrics.f1_score(labels, found, average="macro")
+    assert results["macro_f1"] == pytest.approx(macro, abs=1e-12)
+    assert results["mean_class_accuracy"] == pytest.approx(recall.mean(), abs=1e-12)
 
 
 def test_output_that_is_a_checkpoint_already_is_not_touched(checkpoint, capsys):

@@ -169,3 +169,112 @@ def test_a_million_files_are_passed_to_workers_in_no_time(monkeypatch):
     assert len(pickled) < len(as_list)
     with pytest.raises(InputError, match=sorted(names)[-1]):
         pickle.loads(pickled)[len(names) - 1]
+
+
+def files_of(source):
+    return [source._names[i] for i in range(len(source))]
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """Folders of classes, and no splits."""
+    for name, count in (("cat", 37), ("dog", 20), ("emu", 2)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            (tmp_path / name / f"{i}.png").write_bytes(b"not read")
+    return tmp_path
+
+
+def test_parts_share_each_class_at_random_and_for_ever(classes):
+    everything = FolderSource(classes, ".")
+    training, evaluation = FolderSource(classes, ".[:80%]"), FolderSource(classes, ".[80%:]")
+    assert training.class_names == evaluation.class_names == ("cat", "dog", "emu")
+    one, other = files_of(training), files_of(evaluation)
+    assert sorted(one + other) == sorted(files_of(everything))
+    counts = [[sum(f.startswith(name) for f in part) for name in CLASSES] for part in (one, other)]
+    assert counts == [[30, 16, 2], [7, 4, 0]]
+    (note,) = evaluation.notes
+    assert note.endswith("no image of 1 of 3 classes, which have too few to share: emu")
+    # Not the last by name: the places of those of `cat` are spread.
+    places = [sorted(f"cat/{i}.png" for i in range(37)).index(f) for f in other[:7]]
+    assert max(places) - min(places) > 15 and min(places) < 20
+    # Another file moves at most one per class.
+    (classes / "cat" / "new.png").write_bytes(b"not read")
+    again = files_of(FolderSource(classes, ".[80%:]"))
+    assert len(set(again) ^ set(other)) <= 2
+
+
+@pytest.mark.parametrize("split", ["train[:80]", "train[80%", "train[:0%]", "[:1%]", "a[50%:50%]"])
+def test_parts_that_are_none(split, classes):
+    with pytest.raises(InputError, match="must be a folder, or a part of one in whole percent"):
+        FolderSource(classes, split)
+
+
+def test_classes_in_place_of_splits_are_recognised(classes):
+    with pytest.raises(
+        InputError, match=r"has cat, dog, emu; if those are the classes, `\.\[:80%\]`"
+    ):
+        FolderSource(classes, "train")
+
+
+@pytest.fixture
+def flat(tmp_path):
+    (tmp_path / "train" / "more").mkdir(parents=True)
+    for name in ("1.png", "2.png", "3.jpg", "more/4.png"):
+        Image.new("RGB", (5, 4)).save(tmp_path / "train" / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file_name,label\n1.png,10\n2.png,9\nmore/4.png,9\n",
+        "id,class\n1,10\n2,9\nmore/4,9\n",
+        "\ufefflabel,x,file_name\r\n10,a,1.png\r\n9,b,train/2.png\r\n9,c,./more/4.png\r\n",
+    ],
+)
+def test_labels_from_a_table_inside(text, flat):
+    (flat / "train" / "metadata.csv").write_text(text)
+    source = FolderSource(flat, "train")
+    assert source.class_names == ("9", "10")  # as numbers
+    assert files_of(source) == ["2.png", "more/4.png", "1.png"]
+    assert [source[i][1] for i in range(3)] == [0, 0, 1]
+    assert source.notes == (
+        f"dataset `folder`, split `train`: labels are those of {flat / 'train' / 'metadata.csv'}",
+        "dataset `folder`, split `train`: 1 images left out, which it does not have: 3.jpg",
+    )
+
+
+def test_labels_from_a_table_beside(flat):
+    (flat / "train" / "more" / "4.png").unlink()
+    (flat / "train" / "more").rmdir()
+    with pytest.raises(InputError, match=r"or a table .*train/metadata.csv, or .*/train.csv"):
+        FolderSource(flat, "train")
+    (flat / "train.csv").write_text("image,label\n1,dog\n2,cat\n3,dog\n")
+    assert FolderSource(flat, "train").class_names == ("cat", "dog")
+    # Folders of classes are labels, whatever else lies about.
+    (flat / "train" / "fox").mkdir()
+    Image.new("RGB", (5, 4)).save(flat / "train" / "fox" / "5.png")
+    assert FolderSource(flat, "train").class_names == ("fox",)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "must be a CSV file with a header"),
+        ("file_name,label\n", "must have a row for each image"),
+        ("a,b,c\n1,2,3\n", "must have columns `file_name` and `label`, or only two; .* a, b, c"),
+        ("a\n1\n", "must have columns"),
+        ("a,label\n1.png,\n", "row 2"),
+        ("a,label\n1,cat\n1.png,dog\n", "one class for an image, and has cat and dog for 1.png"),
+        ("a,label\n7,cat\n8,cat\n1,cat\n", "2 of those it names are not there: 7, 8"),
+        ('a,label\n"1,cat\n', "must be a CSV file"),
+        ("a,label\n\xff,cat\n".encode("latin-1"), "in UTF-8"),
+    ],
+)
+def test_tables_that_cannot_be_used(text, message, flat):
+    path = flat / "train" / "metadata.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=message) as caught:
+        FolderSource(flat, "train")
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
