@@ -4,6 +4,8 @@ import gc
 import os
 import signal
 
+from quick_compilation import xla_flags
+
 # A shell starts what runs in the background with interrupts ignored, `nohup` with hangups, and
 # children inherit that: processes that tests signal would not notice. Handlers are not inherited.
 for _number in (signal.SIGINT, signal.SIGHUP):
@@ -11,15 +13,7 @@ for _number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(_number, lambda *_: None)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of the time goes to compiling programs that then run once.
-_FLAGS = {
-    "--xla_force_host_platform_device_count": "8",
-    "--xla_backend_optimization_level": "0",
-    "--xla_llvm_disable_expensive_passes": "true",
-}
-_GIVEN = os.environ.get("XLA_FLAGS", "")
-_ADDED = [f"{name}={value}" for name, value in _FLAGS.items() if name not in _GIVEN]
-os.environ["XLA_FLAGS"] = " ".join([_GIVEN, *_ADDED]).strip()
+os.environ["XLA_FLAGS"] = xla_flags(8, os.environ.get("XLA_FLAGS", ""))
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
+from quick_compilation import xla_flags
 from sklearn.datasets import load_digits
 
 ROOT = Path(__file__).parents[2]
@@ -36,15 +37,11 @@ def on_folders(images):
     )
 
 
-# Most of the time would go to compiling, for few steps of a model that needs no fast program.
-QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
-
 def environment(data_dir, cache_dir, devices=1):
     """Environment variables for a command: CPU, `devices` of them, a cache of programs."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILATION}",
+        "XLA_FLAGS": xla_flags(devices),
         "JAX_COMPILATION_CACHE_DIR": str(cache_dir),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_NUMPY_RANK_PROMOTION": "raise",
@@ -115,13 +112,12 @@ def start_together(command, env, count, devices=1):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    flags = f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILATION}"
     return [
         subprocess.Popen(
             command,
             env=env
             | {
-                "XLA_FLAGS": flags,
+                "XLA_FLAGS": xla_flags(devices),
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(index),

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from container import available, entrypoint, pod_script, variables
+from quick_compilation import xla_flags
 from test_kubernetes import SHAPES, job_spec, manifest
 
 # Two steps of a small model, with all that a run writes: records, a checkpoint, a summary, curves.
@@ -46,10 +47,8 @@ def test_the_documented_command_trains(tmp_path, volumes):
     """In a pod, and with the image's own directories where no volumes are mounted over them."""
     home = variables()["HOME"]
     writable = ["/app/runs", home, "/tmp"] if volumes else ["/tmp"]
-    # Most of the time would go to compiling, for two steps.
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     environment = variables() | {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = quick
+    environment["XLA_FLAGS"] = xla_flags(1)
     list_all = "; find runs -type f; find /home -type f | head"
     command = ["sh", "-euc", '"$@"' + list_all, "sh", *entrypoint(), *TRAINING]
     text = pod_script(tmp_path, writable, command, environment, read_only=volumes)
