@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-scaling docs bench bench-check chaos rehearsal clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-scaling docs bench bench-check chaos rehearsal clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -55,6 +55,10 @@ results-segmentation: .venv/.test
 # Measures exported models beside timm's export, and writes it into docs/export.md.
 results-export: .venv/.test
 	$(BIN)/python -m benchmarks.export
+
+# Follows PyTorch for 200 steps, and draws the pictures of README and docs from result files.
+results-pictures: .venv/.test
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.pictures --measure
 
 # Plans large runs on TPU slices, minutes each, and writes what came out into docs/scaling.md.
 results-scaling: .venv/.plan

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from convnext_jax.models.registry import get_variant
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+IMAGES = ROOT / "docs" / "images"
 
 
 def machine() -> str:
@@ -45,7 +47,20 @@ def measure_digits() -> dict[str, Any]:
         subprocess.run([*command, "--workdir", workdir], check=True, cwd=ROOT)
         seconds = time.perf_counter() - began
         summary = json.loads((Path(workdir) / "summary.json").read_text())
+        keep_pictures(Path(workdir))
     return summary | {"command_seconds": seconds, "machine": machine()}
+
+
+def keep_pictures(workdir: Path) -> None:
+    """Keeps a run's curves, and how its report looks where there is a browser."""
+    IMAGES.mkdir(exist_ok=True)
+    shutil.copy(workdir / "curves.png", IMAGES / "digits.png")
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is not None:
+        flags = "--headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1000,1100"
+        shot = f"--screenshot={IMAGES / 'report.png'}"
+        page = (workdir / "report.html").as_uri()
+        subprocess.run([browser, *flags.split(), shot, page], check=True, capture_output=True)
 
 
 def measure_tests() -> dict[str, Any]:

@@ -140,6 +140,7 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
         log_parameters=config.log_parameters,
         page=page if wing.page is not None else None,
         look=look if config.report_examples else None,
+        pictures=step.pictures if config.tensorboard else None,
     )
 
 

@@ -53,8 +53,12 @@ LOST_STATUS = 76
 INTERRUPTED_STATUS = 130  # as shells give it for SIGINT: 128 + 2
 
 
-def explain_missing_packages() -> None:
-    """From now on a package that is not installed ends this program with a sentence."""
+def explain_missing_packages(extra: str = "train") -> None:
+    """From now on a package that is not installed ends this program with a sentence.
+
+    Args:
+      extra: of this package, which the command needs.
+    """
     otherwise = sys.excepthook
 
     def explain(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -64,7 +68,7 @@ def explain_missing_packages() -> None:
             return
         print(
             f"error: this command needs the package `{package}`, which is not installed"
-            " (`pip install 'convnext_jax[train]'`, or '.[train]' in a checkout)",
+            f" (`pip install 'convnext_jax[{extra}]'`, or '.[{extra}]' in a checkout)",
             file=sys.stderr,
             flush=True,
         )

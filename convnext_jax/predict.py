@@ -12,7 +12,7 @@ from convnext_jax import errors, interrupts
 
 if __name__ == "__main__":  # before the imports, which take seconds
     interrupts.listen()
-    errors.explain_missing_packages()
+    errors.explain_missing_packages("predict")
 
 import argparse
 import csv

@@ -21,9 +21,12 @@ from convnext_jax.optim.optimizer import create_optimizer
 from convnext_jax.optim.param_groups import trained
 from convnext_jax.optim.schedule import learning_rate, warmup_cosine
 from convnext_jax.training.state import TrainState, initial_state
-from convnext_jax.training.step import make_train_step
+from convnext_jax.training.step import first_micro_batch, make_train_step
 from convnext_jax.training.task import Task
 from convnext_jax.wings import wing_of
+
+# Images of a step that are shown.
+_PICTURES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,8 @@ class TrainingStep:
       state_shardings: where its arrays lie; same structure.
       frozen: sentence on what keeps its values; empty: nothing does.
       function: jitted and donating (state, batch) -> (state, metrics), see `make_train_step`.
+      pictures: (batch, step) -> uint8 [n, H, W, 3], the first of what the model is fed with in a
+        step, the same on all processes; None: nothing to look at.
     """
 
     task: Task
@@ -50,6 +55,7 @@ class TrainingStep:
     state_shardings: TrainState
     frozen: str
     function: Any
+    pictures: Callable[[Any, int], jax.Array] | None
 
 
 def build_step(
@@ -147,7 +153,21 @@ def step_of(task: Task, config: Config, mesh: Mesh, num_examples: int) -> Traini
             in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
             out_shardings=(state_shardings, sharding.replicated(mesh)),
         ),
+        pictures=_pictures(task, config.seed, accumulation_steps, mesh),
     )
+
+
+def _pictures(task: Task, seed: int, accumulation_steps: int, mesh: Mesh) -> Any:
+    """`TrainingStep.pictures` of a task."""
+    draw = task.pictures
+    if draw is None:
+        return None
+
+    def pictures(batch: Any, step: jax.Array) -> jax.Array:
+        micro, key = first_micro_batch(seed, step, batch, accumulation_steps)
+        return draw(micro, key)[:_PICTURES]
+
+    return jax.jit(pictures, out_shardings=sharding.replicated(mesh))
 
 
 def _describe_frozen(params: Any, moves: Any, freeze: str) -> str:

@@ -6,12 +6,15 @@ FLAGS = {
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
 }
+# Options of a compilation whose results are to be the same to the bit in programs of other shapes.
+SAME_BITS: dict[str, str] = {}
 if metadata.version("jaxlib").startswith("0.10."):
     # Together two fifths less to compile. An XLA that does not know a flag would end the process.
     FLAGS |= {
         "--xla_cpu_opt_preset": "CPU_OPT_PRESET_FAST_COMPILE",
         "--xla_cpu_use_fusion_emitters": "false",
     }
+    SAME_BITS = {"xla_cpu_opt_preset": "CPU_OPT_PRESET_DEFAULT"}
 
 
 def xla_flags(devices: int, given: str = "") -> str:

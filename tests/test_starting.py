@@ -59,7 +59,7 @@ def config(root, **fields):
     return Config(
         model=ModelConfig(name=SPEC.name, **sizes),
         data=dataclasses.replace(data, **fields.pop("data", {})),
-        optim=OptimConfig(warmup_epochs=0.0),
+        optim=OptimConfig(warmup_epochs=0.0, **fields.pop("optim", {})),
         checkpoint=CheckpointConfig(),
         **{"num_epochs": 4.0, **fields},
     )

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from convnext_jax.classification.erasing import RandomErasing
-from convnext_jax.classification.loss import cross_entropy
+from convnext_jax.classification.loss import as_pictures, cross_entropy, training_inputs
 from convnext_jax.classification.metrics import confusion_counts, masked_sums
 from convnext_jax.classification.mixup import Mixup
 from convnext_jax.classification.transforms import (
@@ -56,16 +56,21 @@ def classification(
         auto_augment=config.augment.auto_augment,
         color_jitter=config.augment.color_jitter,
     )
-    loss = cross_entropy(
-        model.spec.function(),
-        num_classes,
-        mean=model.preprocessing.mean,
-        std=model.preprocessing.std,
-        label_smoothing=config.optim.label_smoothing,
-        erasing=build_erasing(config.augment),
-        mixup=build_mixup(config.augment, examples),
-    )
-    return Task(model, Labelled(transform), loss, evaluation(model))
+    feeding = model.preprocessing
+    options = {
+        "mean": feeding.mean,
+        "std": feeding.std,
+        "label_smoothing": config.optim.label_smoothing,
+        "erasing": build_erasing(config.augment),
+        "mixup": build_mixup(config.augment, examples),
+    }
+    inputs = training_inputs(num_classes, **options)
+
+    def pictures(batch: Batch, key: jax.Array) -> jax.Array:
+        return as_pictures(inputs(batch, key)[0], feeding.mean, feeding.std)
+
+    loss = cross_entropy(model.spec.function(), num_classes, **options)
+    return Task(model, Labelled(transform), loss, evaluation(model), pictures=pictures)
 
 
 def describe_model(

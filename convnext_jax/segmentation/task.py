@@ -84,6 +84,7 @@ def segmentation(
         evaluation(model),
         batch_stats=model.spec.initial_batch_stats(),
         remarks=tuple(remarks),
+        pictures=lambda batch, _: batch["image"],
     )
 
 

@@ -58,7 +58,7 @@ class Evaluator:
     def __call__(
         self,
         candidates: Mapping[str, tuple[Any, Any]],
-        before_batch: Callable[[], None] = lambda: None,
+        before_batch: Callable[[], object] = lambda: None,
     ) -> dict[str, dict[str, Any]]:
         """Evaluates one or several sets of variables in one pass over the data.
 
@@ -80,7 +80,7 @@ class Evaluator:
     def totals(
         self,
         candidates: Mapping[str, tuple[Any, Any]],
-        before_batch: Callable[[], None] = lambda: None,
+        before_batch: Callable[[], object] = lambda: None,
     ) -> dict[str, dict[str, Any]]:
         """What `results_of` makes results of; totals of several parts of a split can be added up.
 

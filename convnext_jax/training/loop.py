@@ -67,6 +67,8 @@ class Run:
       began: when the program did, by `time.perf_counter`.
       page: (file, parameters, batch statistics) -> None, draws examples to look at; None: there are
         none to draw.
+      pictures: (batch, step) -> uint8 [n, H, W, 3], what the model is fed with in a step, for
+        TensorBoard; None: nothing to look at.
       look: (parameters) -> sections of the report, on what the model does on examples; None: there
         is no report.
     """
@@ -96,6 +98,7 @@ class Run:
     metric: Metric
     began: float
     page: Callable[[Path, Any, Any], None] | None = None
+    pictures: Callable[[Any, int], jax.Array] | None = None
     look: Callable[[Any], list[str]] | None = None
 
     @property
@@ -228,6 +231,8 @@ def train(
                 stack.enter_context(preemption.with_work_to_save())
                 seconds = time.perf_counter() - run.began
                 reporter.line(f"first step done {seconds:.1f} s after the start")
+                if run.pictures is not None:  # on all processes, which share the batch
+                    reporter.pictures(step, run.pictures(batch, step))
             meter.add(step + 1, metrics)
             reporter.skipped(batches.skipped)
             if profile_from < profile_to and step + 1 == profile_to:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from convnext_jax.checkpointing.steps import write_at_once
@@ -98,6 +99,8 @@ class Reporter:
                 if before.get(key) != now.get(key):
                     self.line(f"config changed: {key} was {before.get(key)}, is {now.get(key)}")
         write_at_once(path, json.dumps(config, indent=2) + "\n")
+        if self._tensorboard is not None:
+            self._tensorboard.settings(flat(config))
 
     def begin(self) -> None:
         """Says that steps begin now: what came before does not count in the estimate of the end."""
@@ -127,6 +130,11 @@ class Reporter:
             )
         else:
             self._bar.set_postfix_str(f"loss {loss}, {speed}")
+
+    def pictures(self, step: int, images: jax.Array) -> None:
+        """Shows in TensorBoard what the model was fed with, uint8 [n, H, W, 3]."""
+        if self._active and self._tensorboard is not None:
+            self._tensorboard.pictures(step, np.asarray(images))
 
     def skipped(self, examples: dict[int, str]) -> None:
         """Prints those of the examples skipped so far that it has not printed yet."""
@@ -203,11 +211,38 @@ class _TensorBoard:
         return metric_writers.SummaryWriter(str(directory))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        self._thread.submit(lambda: self._writer.result().write_scalars(step, metrics))
+        grouped = {tag: metrics[name] for name in metrics if (tag := _tag(name, metrics))}
+        self._thread.submit(lambda: self._writer.result().write_scalars(step, grouped))
+
+    def settings(self, config: dict[str, Any]) -> None:
+        """Writes the keys of a run, which its plugin for hyperparameters compares runs by."""
+        values = {key: _as_setting(value) for key, value in config.items()}
+        self._thread.submit(lambda: self._writer.result().write_hparams(values))
+
+    def pictures(self, step: int, images: np.ndarray) -> None:
+        grid = {"train/images": images}
+        self._thread.submit(lambda: self._writer.result().write_images(step, grid))
 
     def close(self) -> None:
         self._thread.submit(lambda: self._writer.result().close()).result()
         self._thread.shutdown()
+
+
+_SPEED = ("images_per_second", "step_seconds", "data_wait_fraction")
+
+
+def _tag(name: str, record: Mapping[str, float]) -> str:
+    """A metric's name in TensorBoard, whose parts are groups there; empty: it is left out."""
+    if name.startswith("eval_"):
+        return f"eval/{name.removeprefix('eval_')}"
+    if is_evaluation(record):
+        return ""  # its epoch
+    return f"{'speed' if name in _SPEED else 'train'}/{name}"
+
+
+def _as_setting(value: Any) -> bool | float | str:
+    """A value as TensorBoard has hyperparameters; None and lists as text."""
+    return value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
 
 
 def evaluation_record(epoch: float, results: dict[str, dict[str, float]]) -> dict[str, float]:

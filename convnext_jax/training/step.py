@@ -162,6 +162,17 @@ def batch_hash(batch: Batch) -> jax.Array:
     return (of_row.sum(dtype=jnp.uint32) >> 8).astype(jnp.float32)
 
 
+def first_micro_batch(
+    seed: int, step: jax.typing.ArrayLike, batch: Batch, accumulation_steps: int
+) -> tuple[Batch, jax.Array]:
+    """What the loss is given first in a step: a micro-batch and its key; as `make_train_step`."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    if accumulation_steps == 1:
+        return batch, key
+    batch = jax.tree.map(lambda x: _split(x, accumulation_steps)[0], batch)
+    return batch, jax.random.fold_in(key, 0)
+
+
 def _split(rows: jax.Array, parts: int) -> jax.Array:
     """[N, ...] -> [parts, N / parts, ...], part p with rows p, p + parts, p + 2 parts, ...
 

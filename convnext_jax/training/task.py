@@ -64,6 +64,8 @@ class Task:
       batch_stats: the model's state that no gradient changes, before the first step: a tree, empty
         for most.
       remarks: sentences that a user must know at the start.
+      pictures: (micro-batch, key) -> uint8 [N, H, W, 3], what the loss feeds the model with, for
+        people; None: nothing to look at.
     """
 
     model: ModelDescription
@@ -73,6 +75,7 @@ class Task:
     scalars: tuple[str, ...] = ()
     batch_stats: Any = dataclasses.field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    pictures: Callable[[Batch, jax.Array], jax.Array] | None = None
 
     def batch(self, examples: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of a batch of so many examples."""

@@ -231,7 +231,7 @@ def _path(source: str) -> Any:
 def _missing(source: str, error: ImportError) -> InputError:
     return InputError(
         f"reading {source} needs the package `{error.name}`, which is not installed"
-        " (`pip install '.[train]'`)"
+        " (`pip install '.[predict]'`)"
     )
 
 

@@ -91,7 +91,7 @@ def write_checkpoint(
     except ImportError as error:
         raise InputError(
             f"writing checkpoints needs the package `{error.name}`, which is not installed"
-            " (`pip install '.[train]'`)"
+            " (`pip install '.[predict]'`)"
         ) from error
     directory = folder.expanduser().absolute() / "checkpoints"
     try:

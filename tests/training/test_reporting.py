@@ -1,8 +1,12 @@
 """Records across kills, and the summary made of them."""
 
+import io
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from PIL import Image
 
 from convnext_jax.classification.task import METRIC
 from convnext_jax.errors import RunError
@@ -60,17 +64,38 @@ def test_what_a_machine_that_went_down_left_ends_no_start(tmp_path, capsys):
 
 def test_tensorboard_events_hold_what_was_recorded(tmp_path):
     from tensorboard.backend.event_processing import event_accumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
     from tensorboard.util import tensor_util
 
     reporter = Reporter(tmp_path, start_step=0, total_steps=2, metric=METRIC)
+    config = {"seed": 3, "model": {"depths": [1, 2], "remat": False}, "init_from": None}
+    reporter.start({"kernel": jnp.zeros((2, 3))}, config)
+    images = np.random.default_rng(0).integers(0, 256, (3, 5, 4, 3), np.uint8)
+    reporter.pictures(0, jnp.asarray(images))
     reporter.train(1, TRAINING)
     reporter.evaluation(2, 1.0, evaluation(0.5))
     reporter.close()
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    (tensor,) = events.Tensors("eval_params_top1")
+    tags = events.Tags()["tensors"]
+    assert all(tag.split("/")[0] in ("train", "speed", "eval", "_hparams_") for tag in tags), tags
+    (tensor,) = events.Tensors("eval/params_top1")
     assert (tensor.step, tensor_util.make_ndarray(tensor.tensor_proto)) == (2, 0.5)
-    assert tensor_util.make_ndarray(events.Tensors("loss")[0].tensor_proto) == 2.0
+    assert tensor_util.make_ndarray(events.Tensors("train/loss")[0].tensor_proto) == 2.0
+    assert [event.step for event in events.Tensors("train/epoch")] == [1]
+    # Width, height, and the images as PNG.
+    _, _, *encoded = tensor_util.make_ndarray(events.Tensors("train/images")[0].tensor_proto)
+    for found, image in zip(encoded, images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(found))), image)
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    started = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert {name: value.WhichOneof("kind") for name, value in started.items()} == {
+        "seed": "number_value",
+        "model.depths": "string_value",
+        "model.remat": "bool_value",
+        "init_from": "string_value",
+    }
+    assert (started["seed"].number_value, started["model.depths"].string_value) == (3, "[1, 2]")
 
 
 def test_a_full_disk_ends_the_run_in_one_sentence(tmp_path):

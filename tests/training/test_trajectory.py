@@ -34,7 +34,12 @@ SIZES = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
 
 @pytest.fixture(scope="module")
 def batches(tmp_path_factory):
-    source = open_source("digits", "train", tmp_path_factory.mktemp("digits"))
+    return read_batches(tmp_path_factory.mktemp("digits"))
+
+
+def read_batches(folder):
+    """All batches of the run; the digits are written into `folder` first."""
+    source = open_source("digits", "train", folder)
     transform = TrainTransform(32, crop="padded", flip=0.0)
     with train_batches(
         source, Labelled(transform), global_batch=BATCH, seed=0, start_step=0, num_steps=STEPS
