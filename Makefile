@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-scaling docs bench bench-check chaos rehearsal clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-segmentation-plans results-scaling docs bench bench-check chaos rehearsal clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -16,9 +16,10 @@ lint: .venv/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-# Two processes: compiling, which most of the time goes to, uses one core each.
+# Three processes on two cores: compiling, which most of the time goes to, uses one core each, while
+# tests of scripts and signals wait.
 test-fast: .venv/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: .venv/.plan
 	$(BIN)/python -m pytest -m slow
@@ -59,6 +60,10 @@ results-export: .venv/.test
 # Follows PyTorch for 200 steps, and draws the pictures of README and docs from result files.
 results-pictures: .venv/.test
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.pictures --measure
+
+# Plans the training of UPerNet on small TPU slices, and writes it into docs/segmentation.md.
+results-segmentation-plans: .venv/.plan
+	$(BIN)/python -m benchmarks.segmentation_plans
 
 # Plans large runs on TPU slices, minutes each, and writes what came out into docs/scaling.md.
 results-scaling: .venv/.plan

@@ -99,7 +99,10 @@ def _convert(
 ) -> Converted:
     dialect = recognise.recognise_format(source.tensors, format)
     found = recognise.source_structure(dialect, {n: t.shape for n, t in source.tensors.items()})
-    if model is None:
+    declared = published.declared_model(source.settings, found.depths, found.dims)
+    if model is None and declared is not None:
+        model, seen = declared[0], recognise.overrides_for(found, declared[0]) | declared[1]
+    elif model is None:
         model, seen = recognise.infer_model(found)
     else:
         recognise.require_kind(found, model)

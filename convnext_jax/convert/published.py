@@ -3,14 +3,14 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convnext_jax.convert.formats import Dialect
 from convnext_jax.errors import InputError
 from convnext_jax.models.pretrained import PRETRAINED, Pretrained
 from convnext_jax.models.registry import get_variant
-from convnext_jax.models.variants import CLIP_MEAN, CLIP_STD, Preprocessing
+from convnext_jax.models.variants import CLASSIFIERS, CLIP_MEAN, CLIP_STD, Preprocessing
 
 # File and repository names of the publishers, and timm's tag for the same weights. (V2's "22k"
 # files, also in "im22k" folders, are 22K models fine-tuned on 1K: 1000 classes.)
@@ -43,6 +43,16 @@ _LICENCES = {
     "facebook, FCMAE encoder": "CC-BY-NC-4.0",
     "hf_dinov3, ": "dinov3-license",
     "hf_dinov3, model.": "dinov3-license",
+}
+
+# Overrides of ours that change what timm builds, and its names for them.
+TIMM_ARGUMENTS = {
+    "depths": "depths",
+    "dims": "dims",
+    "in_channels": "in_chans",
+    "kernel_size": "kernel_sizes",
+    "norm_eps": "norm_eps",
+    "head_hidden_size": "head_hidden_size",
 }
 
 # PIL's numbers of its filters, which Hugging Face's settings have.
@@ -175,6 +185,30 @@ def class_names_of(
             f"`config.json` names {len(names)} classes, but the weights are for {num_classes}"
         )
     return tuple(map(str, names))
+
+
+def declared_model(
+    settings: Mapping[str, Mapping[str, Any]], depths: Sequence[int], dims: Sequence[int]
+) -> tuple[str, dict[str, Any]] | None:
+    """The model that timm's settings beside the weights name, and its overrides.
+
+    Args:
+      settings: files beside the weights, by name.
+      depths: of the weights.
+      dims: likewise.
+
+    Returns:
+      What `create_model` is given, but for what shapes say; None where they name none of our
+      models, or one of other sizes.
+    """
+    config = settings.get("config.json", {})
+    name, arguments = config.get("architecture"), config.get("model_args") or {}
+    sizes = tuple(tuple(arguments.get(key) or ()) for key in ("depths", "dims"))
+    if name not in CLASSIFIERS or sizes != (tuple(depths), tuple(dims)):
+        return None
+    given = ("depths", "dims", "norm_eps", "head_hidden_size")  # the others are seen from shapes
+    overrides = {key: arguments[TIMM_ARGUMENTS[key]] for key in given if key in arguments}
+    return name, {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
 
 
 def check_settings(settings: Mapping[str, Mapping[str, Any]], model: str) -> None:

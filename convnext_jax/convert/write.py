@@ -14,7 +14,7 @@ from convnext_jax.convert import recognise
 from convnext_jax.convert.formats import DIALECTS, Dialect
 from convnext_jax.convert.hf_upernet import upernet_config, upernet_preprocessor
 from convnext_jax.convert.keys import ONES_AFTER, Entry, key_map
-from convnext_jax.convert.published import PIL_FILTERS
+from convnext_jax.convert.published import PIL_FILTERS, TIMM_ARGUMENTS
 from convnext_jax.convert.read import META
 from convnext_jax.convert.recognise import Structure
 from convnext_jax.convert.safetensors_files import write_safetensors
@@ -216,17 +216,6 @@ def _dialect(format: str, found: Structure, stem: str) -> Dialect:
     return next(dialect for dialect in DIALECTS if dialect.name == name)
 
 
-# Overrides of ours that change what timm builds, and its names for them.
-_TIMM_ARGUMENTS = {
-    "depths": "depths",
-    "dims": "dims",
-    "in_channels": "in_chans",
-    "kernel_size": "kernel_sizes",
-    "norm_eps": "norm_eps",
-    "head_hidden_size": "head_hidden_size",
-}
-
-
 def _timm_config(
     model_name: str,
     found: Structure,
@@ -253,9 +242,9 @@ def _timm_config(
             "classifier": "head.fc",
         },
         "model_args": {
-            _TIMM_ARGUMENTS[key]: list(value) if isinstance(value, tuple) else value
+            TIMM_ARGUMENTS[key]: list(value) if isinstance(value, tuple) else value
             for key, value in overrides.items()
-            if key in _TIMM_ARGUMENTS
+            if key in TIMM_ARGUMENTS
         },
     }
     if class_names is not None:

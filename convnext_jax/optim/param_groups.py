@@ -135,10 +135,14 @@ def stage_scales(params: Any, depths: Sequence[int], decay: float) -> Any:
 
     Returns:
       A tree of float of the same structure; 1 for the heads.
+
+    Raises:
+      InputError: a name is of no part of such a model.
     """
     last = layer_group("head", depths)
 
     def scale(name: str, _: Any) -> float:
+        layer_group(name, depths)  # what is no part of a model must not train at the full rate
         part, *rest = name.removeprefix("backbone/").split("/")
         if part == "downsample_layers":
             return decay**last

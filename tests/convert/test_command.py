@@ -114,7 +114,7 @@ def test_to_a_folder_that_timm_opens(tmp_path, name):
     assert tuple(told["mean"]) == (0.5, 0.4, 0.3)
     assert told["interpolation"] == feeding.interpolation
     assert again.pretrained_cfg["label_names"] == list(names)
-    back = load(str(folder), model=name, overrides=overrides)
+    back = load(str(folder))
     assert (back.model_name, back.class_names, back.preprocessing) == (name, names, feeding)
     for one, other in zip(
         jax.tree.leaves(back.params), jax.tree.leaves(converted.params), strict=True

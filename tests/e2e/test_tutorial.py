@@ -101,3 +101,7 @@ def test_the_page_runs(place, folders):
         "config.json",
         "model.safetensors",
     }
+    # Also where sizes are no published model's.
+    again = convnext_jax.load(str(place / "out" / "timm"))
+    assert again.class_names == tuple(sorted(CLASSES))
+    assert again.preprocessing.input_size == 32

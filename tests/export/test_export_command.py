@@ -7,10 +7,15 @@ import sys
 import numpy as np
 import pytest
 from classification.small import FEEDING, NAMES, PHOTOGRAPHS, SPEC, model_with, save, small_params
+from flax import nnx
+from PIL import Image
 
 from convnext_jax import predict as predict_command
 from convnext_jax.classification.predictor import Prediction, Predictor
 from convnext_jax.export import __main__ as command
+from convnext_jax.models.spec import ModelSpec
+from convnext_jax.models.variants import Preprocessing
+from convnext_jax.weights.save import save_pretrained
 
 ALONE = (
     "import runpy, sys; sys.modules['convnext_jax'] = None; sys.modules['flax'] = None;"
@@ -215,3 +220,24 @@ def test_the_folder_that_one_is_in_and_links_to_folders(workdir, tmp_path, monke
     for place in (".", tmp_path / "link"):
         assert run("--checkpoint", workdir, place, "--formats", "onnx") == 0
     assert {p.parent.name for p in tmp_path.rglob("model.onnx")} == {"here", "there"}
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "stablehlo"])
+def test_predict_segments_with_what_was_exported(photo, tmp_path, runtime, capsys):
+    sizes = {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 32), "kernel_size": 3}
+    heads = {"decoder_channels": 8, "auxiliary_channels": 8}
+    name, feeding = "upernet_convnext_atto", Preprocessing(input_size=64, crop_mode="window")
+    model = ModelSpec(name, 5, sizes | heads).create(nnx.Rngs(0))
+    save_pretrained(model, tmp_path / "run", name, preprocessing=feeding, **sizes, **heads)
+    assert run("--checkpoint", tmp_path / "run", tmp_path / "out", "--formats", runtime) == 0
+    flags = {"run": (), "out": ("--runtime", runtime)}
+    for place, given in flags.items():
+        output = tmp_path / f"masks_{place}"
+        assert predict("--checkpoint", tmp_path / place, photo, "--output", output, *given) == 0
+    capsys.readouterr()
+    ours, theirs = (
+        np.asarray(Image.open(tmp_path / f"masks_{place}" / "photo_labels.png")) for place in flags
+    )
+    assert ours.shape == (501, 333) and len(np.unique(ours)) > 1
+    # Where two classes are as likely, rounding decides.
+    assert (ours == theirs).mean() > 0.999

@@ -13,7 +13,7 @@ from convnext_jax.errors import InputError
 from convnext_jax.models.registry import list_models
 from convnext_jax.models.spec import ModelSpec
 from convnext_jax.optim.optimizer import create_optimizer
-from convnext_jax.optim.param_groups import decay_mask, layer_group, layer_scales
+from convnext_jax.optim.param_groups import decay_mask, layer_group, layer_scales, stage_scales
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -79,6 +79,8 @@ def test_every_parameter_of_every_model_has_a_group_and_none_is_empty(name):
 def test_other_names_are_errors():
     with pytest.raises(InputError, match="`neck/kernel` must be a parameter of a ConvNeXt"):
         layer_group("neck/kernel", (3, 3, 9, 3))
+    with pytest.raises(InputError, match="`neck/kernel` must be a parameter of a ConvNeXt"):
+        stage_scales({"neck": {"kernel": np.zeros(1)}}, (3, 3, 9, 3), 0.9)
 
 
 def test_updates_are_those_of_torch_with_a_learning_rate_for_each_group():
