@@ -146,7 +146,7 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
 
 # What may differ between the processes of one run: their machines do.
 _OF_ONE_PROCESS = frozenset(
-    "data.dir data.workers data.threads init_from checkpoint.dir hang_seconds tensorboard"
+    "data.dir data.workers data.threads init_from checkpoint.dir hang_seconds"
     " profile_steps compilation_cache".split()
 )
 

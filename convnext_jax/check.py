@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,10 +69,14 @@ def check(config: Config) -> dict[str, Any]:
     """
     data = config.data
     wing = wing_of(config.model.name)
-    sources = [wing.open(config, split) for split in (data.train_split, data.eval_split)]
-    problems, remarks, unreadable = list[str](), list[str](), list[str]()
+    sources = [wing.open(config, s, look=False) for s in (data.train_split, data.eval_split)]
+    problems, remarks = list[str](), list[str]()
     try:
         check_same_classes(*sources)
+    except InputError as error:
+        problems.append(str(error))
+    try:
+        config.steps(len(sources[0]))
     except InputError as error:
         problems.append(str(error))
     workers = processes.usable_cores() if data.workers == -1 else data.workers
@@ -82,9 +86,17 @@ def check(config: Config) -> dict[str, Any]:
         for source in sources:
             facts = read_all(source, workers=workers, threads=data.threads, advance=bar.update)
             found.append(facts)
-            unreadable += facts.errors.values()
-    (remarks if data.on_error == "skip" else problems).extend(unreadable)
+    for facts in found:
+        # As a run of one process would.
+        stops = data.on_error == "stop" or not len(facts.indices)
+        (problems if stops else remarks).extend(facts.errors.values())
+        if not stops and len(facts.errors) > data.max_skipped:
+            problems.append(
+                f"{facts.name} has {len(facts.errors)} images that cannot be read, and a process"
+                f" may skip `data.max_skipped` (={data.max_skipped})"
+            )
     training, held_out = found
+    names = [getattr(source, "path_of", "example {}".format) for source in sources]
     empty = [
         n for n, count in zip(training.class_names, training.examples, strict=True) if not count
     ]
@@ -92,27 +104,29 @@ def check(config: Config) -> dict[str, Any]:
         remarks.append(
             f"{training.name} has no image of {_listed(empty, len(training.class_names))}"
         )
-    for facts in found:
+    for facts, name in zip(found, names, strict=True):
         pairs = same_pixels(facts)
         if pairs:
-            remarks.append(f"{facts.name} has {_times(pairs)} twice: examples {_pairs(pairs)}")
-        labels = dict(zip(facts.indices.tolist(), facts.labels.tolist(), strict=True))
-        other = [(a, b) for a, b in pairs if labels[a] != labels[b]]
+            remarks.append(f"{facts.name} has {_times(pairs)} twice: {_pairs(pairs, name, name)}")
+        other = _of_two_classes(pairs, facts, facts)
         if other:
             remarks.append(
-                f"{facts.name} has {_times(other)} with two classes: examples {_pairs(other)}"
+                f"{facts.name} has {_times(other)} with two classes: {_pairs(other, name, name)}"
             )
     both = same_pixels(training, held_out)
     if both:
         remarks.append(
             f"{training.name} also has {_times(both)} of {held_out.name}, whose score says less for"
-            f" it: examples {_pairs(both)}"
+            f" it: {_pairs(both, *names)}"
         )
+    other = _of_two_classes(both, training, held_out)
+    if other and training.class_names == held_out.class_names:
+        remarks.append(f"{_times(other)} of both splits with two classes: {_pairs(other, *names)}")
     return {
-        "splits": {
-            name: _described(facts)
+        "splits": [
+            {"name": name} | _described(facts)
             for name, facts in zip((data.train_split, data.eval_split), found, strict=True)
-        },
+        ],
         "problems": problems,
         "warnings": remarks,
     }
@@ -144,18 +158,33 @@ def _times(pairs: Sequence[tuple[int, int]]) -> str:
     return f"{len(pairs)} image{'s' if len(pairs) > 1 else ''}"
 
 
-def _pairs(pairs: Sequence[tuple[int, int]]) -> str:
-    named = [f"{a} and {b}" for a, b in pairs[:_NAMED]]
+def _of_two_classes(
+    pairs: Sequence[tuple[int, int]], one: SplitFacts, other: SplitFacts
+) -> list[tuple[int, int]]:
+    """Those of `same_pixels`' pairs that have different labels."""
+    first, second = (
+        dict(zip(facts.indices.tolist(), facts.labels.tolist(), strict=True))
+        for facts in (one, other)
+    )
+    return [(a, b) for a, b in pairs if first[a] != second[b]]
+
+
+def _pairs(
+    pairs: Sequence[tuple[int, int]],
+    first: Callable[[int], str],
+    second: Callable[[int], str],
+) -> str:
+    named = [f"{first(a)} and {second(b)}" for a, b in pairs[:_NAMED]]
     return "; ".join(named) + ("; ..." if len(pairs) > _NAMED else "")
 
 
 def _printed(results: dict[str, Any]) -> str:
     lines = []
-    for name, split in results["splits"].items():
+    for split in results["splits"]:
         counts = list(split["classes"].values())
         lines.append(
-            f"`{name}`: {split['images']:,} images, {split['unreadable']} of them cannot be read;"
-            f" {len(counts):,} classes with {min(counts):,} to {max(counts):,} images each"
+            f"`{split['name']}`: {split['images']:,} images, {split['unreadable']} of them cannot"
+            f" be read; {len(counts):,} classes with {min(counts):,} to {max(counts):,} images each"
         )
         if "median" in split:
             sizes = (
@@ -171,6 +200,8 @@ def _printed(results: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     logging.set_verbosity(logging.FATAL)
+    # Names of files may be no text.
+    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     warnings.filterwarnings("ignore", module="PIL")  # of images that can be used all the same
     with exit_in_one_sentence():
         parsed, overrides = parse_arguments(arguments)

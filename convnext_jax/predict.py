@@ -311,7 +311,8 @@ def _write_table(path: Path, rows: Sequence[Sequence[object]], top: int) -> None
 
     def write(part: Path) -> None:
         with part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            csv.writer(file).writerows([header, *rows])
+            filled = ([*row, *[""] * (len(header) - len(row))] for row in rows)
+            csv.writer(file).writerows([header, *filled])
 
     try:
         write_at_once(path, write)

@@ -20,6 +20,7 @@ from convnext_jax.errors import InputError
 from convnext_jax.models.registry import backbone_name, get_variant
 from convnext_jax.models.spec import ModelDescription
 from convnext_jax.models.variants import Preprocessing
+from convnext_jax.optim.param_groups import frozen_parts
 from convnext_jax.optim.schedule import learning_rate
 from convnext_jax.weights.classes import difference, match_classes
 from convnext_jax.weights.find import Weights, find
@@ -203,10 +204,11 @@ def _check_same_run(config: Config, before: dict[str, Any], directory: epath.Pat
         section, name = key.split(".")
         now = getattr(getattr(config, section), name)
         was = before[section].get(name, getattr(getattr(Config(), section), name))
-        if was != now:
+        same = frozen_parts(was) == frozen_parts(now) if key == "optim.freeze" else was == now
+        if not same:
             raise InputError(
-                f"`{key}` (={now}) must stay {was or 'empty'}, with which the run in {directory}"
-                f" was begun: {reason}; another one needs a new workdir, which"
+                f"`{key}` (={now or 'empty'}) must stay {was or 'empty'}, with which the run in"
+                f" {directory} was begun: {reason}; another one needs a new workdir, which"
                 " `--config.init_from` starts from this one's weights"
             )
 

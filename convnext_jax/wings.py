@@ -23,7 +23,8 @@ class Wing:
     Attributes:
       task: (config, number of classes, examples of a micro-batch, class names, how images were fed
         to the initial weights) -> what is trained.
-      open: (config, split) -> its examples by index, with `class_names`.
+      open: (config, split, look=...) -> its examples by index, with `class_names`; `look`: count
+        what masks of the training split hold, for its notes.
       evaluation: (model, data) -> how that model is evaluated on those examples.
       metric: which of its results decides.
       parts: (model, data, skip=..., further options) -> parts of the data and how each is
@@ -37,7 +38,7 @@ class Wing:
     """
 
     task: Callable[..., Task]
-    open: Callable[[Config, str], Any]
+    open: Callable[..., Any]
     evaluation: Callable[[ModelDescription, Any], Evaluation]
     metric: Metric
     parts: Callable[..., list[tuple[Any, Evaluation]]]
@@ -47,11 +48,12 @@ class Wing:
     page: Callable[..., None] | None = None
 
 
-def _open_images(config: Config, split: str) -> Any:
+def _open_images(config: Config, split: str, *, look: bool = True) -> Any:
+    del look  # there is nothing to count
     return open_source(config.data.name, split, config.data.dir, exif=config.data.exif)
 
 
-def _open_masks(config: Config, split: str) -> Any:
+def _open_masks(config: Config, split: str, *, look: bool = True) -> Any:
     return open_masks(
         config.data.name,
         split,
@@ -59,7 +61,7 @@ def _open_masks(config: Config, split: str) -> Any:
         exif=config.data.exif,
         first_label=config.segmentation.first_label,
         ignored=config.segmentation.ignored,
-        histogram=split == config.data.train_split,
+        histogram=look and split == config.data.train_split,
     )
 
 

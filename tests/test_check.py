@@ -10,6 +10,7 @@ from PIL import Image
 from convnext_jax import check
 
 CONFIG = ("--config", "configs/finetune_folder.py:atto", "--config.data.workers=0")
+CONFIG += ("--config.data.global_batch=8",)
 
 
 def picture(number, size=(6, 5)):
@@ -63,17 +64,34 @@ def test_all_that_is_wrong_is_said_at_once(workers, root, capsys):
         f"the image {root}/train/cat/07.png",
         f"the image {root}/val/dog/01.png",
     ]
-    assert found["splits"]["train"]["classes"] == {"cat": 40, "dog": 41}
-    assert found["splits"]["train"]["unreadable"] == 1
+    assert found["splits"][0]["classes"] == {"cat": 40, "dog": 41}
+    assert found["splits"][0]["unreadable"] == 1
+    cat, dog = root / "train" / "cat" / "x.png", root / "train" / "dog" / "x.bmp"
+    fox = root / "val" / "dog" / "x.png"
     assert found["warnings"] == [
-        "dataset `folder`, split `train` has 1 image twice: examples 40 and 81",
-        "dataset `folder`, split `train` has 1 image with two classes: examples 40 and 81",
+        f"dataset `folder`, split `train` has 1 image twice: {cat} and {dog}",
+        f"dataset `folder`, split `train` has 1 image with two classes: {cat} and {dog}",
         "dataset `folder`, split `train` also has 1 image of dataset `folder`, split `val`, whose"
-        " score says less for it: examples 40 and 6",
+        f" score says less for it: {cat} and {fox}",
+        f"1 image of both splits with two classes: {cat} and {fox}",
     ]
     status, out, err = run(capsys, root, "--config.data.on_error=skip")
     assert (status, err) == (0, "")
     assert f"warning: the image {root}/train/cat/07.png cannot be decoded" in out
+
+
+def test_what_a_run_would_stop_at(root, capsys):
+    skip = "--config.data.on_error=skip"
+    for name in ("00.png", "01.png", "02.png"):
+        (root / "train" / "cat" / name).write_bytes(b"no image")
+    status, _, err = run(capsys, root, skip, "--config.data.max_skipped=2")
+    assert status == 1 and "has 3 images that cannot be read" in err and "(=2)" in err
+    for path in (root / "val").rglob("*.png"):
+        path.write_bytes(b"no image")
+    status, _, err = run(capsys, root, skip)
+    assert status == 1 and err.count("\n") == 6
+    status, _, err = run(capsys, root, "--config.data.global_batch=128")
+    assert status == 1 and "`data.global_batch` (=128)" in err
 
 
 def test_classes_and_splits(root, capsys):
@@ -104,17 +122,22 @@ def test_masks(tmp_path, capsys):
             labels[4] = 255
             cv2.imwrite(str(tmp_path / "annotations" / split / f"{i}.png"), labels)
     Image.new("L", (6, 5), 7).save(tmp_path / "annotations" / "val" / "2.png")
+    Image.new("RGB", (6, 5)).save(tmp_path / "annotations" / "train" / "0.png")
+    (tmp_path / "annotations" / "train" / "1.png").write_bytes(b"no image")
     config = ("--config", "configs/segment_folder.py:convnext_atto", "--config.data.workers=0")
+    config += ("--config.data.global_batch=2", "--config.optim.warmup_epochs=0")
     with pytest.raises(SystemExit) as stop:
         check.main([*config, f"--config.data.dir={tmp_path}", "--json"])
     out, err = capsys.readouterr()
     assert stop.value.code == 1
     found = json.loads(out)
-    (problem,) = found["problems"]
-    assert err == f"error: {problem}\n"
-    assert "annotations/val/2.png" in problem and "7" in problem
-    training = found["splits"]["train"]
-    # 72 pixels have a class, 6 of them `sea`'s, in all three images.
-    assert training["pixels"] == {"sky": round(66 / 72, 6), "sea": round(6 / 72, 6)}
-    assert training["classes"] == {"sky": 3, "sea": 3}
-    assert found["splits"]["val"]["unreadable"] == 1
+    problems = found["problems"]
+    assert err == "".join(f"error: {problem}\n" for problem in problems)
+    places = ("annotations/train/0.png", "annotations/train/1.png", "annotations/val/2.png")
+    assert len(problems) == 3
+    assert all(place in problem for place, problem in zip(places, problems, strict=True))
+    training, held_out = found["splits"]
+    # Of the one that is left 24 pixels have a class, 3 of them `sea`'s.
+    assert training["pixels"] == {"sky": round(21 / 24, 6), "sea": round(3 / 24, 6)}
+    assert training["classes"] == {"sky": 1, "sea": 1} and training["unreadable"] == 2
+    assert held_out["unreadable"] == 1

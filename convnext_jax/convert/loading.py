@@ -108,8 +108,10 @@ def _convert(
         recognise.require_kind(found, model)
         seen = recognise.overrides_for(found, model)
     overrides = {**seen, **overrides}
-    checks = upernet_settings.check if found.upernet else published.check_settings
-    checks(source.settings, model)
+    if found.upernet:
+        upernet_settings.check(source.settings, model)
+    else:
+        published.check_settings(source.settings, model, overrides)
 
     arrays, notes = _arrays(source, dialect, found, model, overrides)
     arrays, changes = _changed(arrays, found, num_classes, in_channels)

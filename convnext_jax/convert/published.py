@@ -203,15 +203,20 @@ def declared_model(
     """
     config = settings.get("config.json", {})
     name, arguments = config.get("architecture"), config.get("model_args") or {}
-    sizes = tuple(tuple(arguments.get(key) or ()) for key in ("depths", "dims"))
-    if name not in CLASSIFIERS or sizes != (tuple(depths), tuple(dims)):
+    if not isinstance(name, str) or name not in CLASSIFIERS or not isinstance(arguments, Mapping):
+        return None
+    usual = {"depths": CLASSIFIERS[name].depths, "dims": CLASSIFIERS[name].dims}
+    said = [arguments.get(key, usual[key]) for key in ("depths", "dims")]
+    if [list(x) if isinstance(x, list | tuple) else x for x in said] != [list(depths), list(dims)]:
         return None
     given = ("depths", "dims", "norm_eps", "head_hidden_size")  # the others are seen from shapes
     overrides = {key: arguments[TIMM_ARGUMENTS[key]] for key in given if key in arguments}
     return name, {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
 
 
-def check_settings(settings: Mapping[str, Mapping[str, Any]], model: str) -> None:
+def check_settings(
+    settings: Mapping[str, Mapping[str, Any]], model: str, overrides: Mapping[str, Any]
+) -> None:
     """Raises an InputError if the settings describe a model that computes something else."""
     config = settings.get("config.json", {})
     variant = get_variant(model)
@@ -219,7 +224,7 @@ def check_settings(settings: Mapping[str, Mapping[str, Any]], model: str) -> Non
     for said, key, ours in (
         (config.get("hidden_act"), "hidden_act", variant.activation),
         (arguments.get("act_layer"), "act_layer", variant.activation),
-        (arguments.get("norm_eps"), "norm_eps", variant.norm_eps),
+        (arguments.get("norm_eps"), "norm_eps", overrides.get("norm_eps", variant.norm_eps)),
     ):
         if said is not None and said != ours:
             raise InputError(f"`config.json` has `{key}` {said}, but {model} has {ours}")

@@ -19,6 +19,11 @@ _CHUNK = 32
 _PREFETCH = 8
 
 
+def has_masks(source: Any) -> bool:
+    """Whether its examples have masks, and not labels; reads nothing."""
+    return hasattr(type(source), "largest")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Chunk:
     """Maps the number of a chunk to facts of its examples."""
@@ -33,7 +38,7 @@ class _Chunk:
 
     def _facts(self, index: int) -> dict[str, Any]:
         facts = {"index": index, "height": 0, "width": 0, "digest": 0, "error": ""}
-        facts["counts"] = np.zeros(256 if hasattr(self.source, "largest") else 0, np.int64)
+        facts["counts"] = np.zeros(IGNORED + 1 if has_masks(self.source) else 0, np.int64)
         facts["label"] = -1
         try:
             image, label = read_example(self.source, index)
@@ -43,7 +48,7 @@ class _Chunk:
         digest.update(image.tobytes())
         facts["digest"] = np.frombuffer(digest.digest(), np.int64)[0]
         if isinstance(label, np.ndarray):
-            facts["counts"] = np.bincount(label.ravel(), minlength=256)
+            facts["counts"] = np.bincount(label.ravel(), minlength=IGNORED + 1)
         else:
             facts["label"] = label
         return facts | {"height": image.height, "width": image.width}
@@ -94,7 +99,7 @@ def read_all(
     """
     errors: dict[int, str] = {}
     kept = collections.defaultdict[str, list[np.ndarray]](list)
-    with_pixels = hasattr(source, "largest")
+    with_pixels = has_masks(source)
     examples, pixels = np.zeros((2, IGNORED + 1 if with_pixels else source.num_classes), np.int64)
     reader = Reader(
         _Chunk(source),

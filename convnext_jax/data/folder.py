@@ -8,7 +8,7 @@ from PIL import Image
 
 from convnext_jax.constants import IMAGE_EXTENSIONS
 from convnext_jax.data.decode import decode
-from convnext_jax.data.labels_table import INSIDE, files_by_class
+from convnext_jax.data.labels_table import INSIDE, files_by_class, labels_images
 from convnext_jax.data.listing import Names, left_out_notes, listed, subfolders
 from convnext_jax.data.parts import ROOT, part_of
 from convnext_jax.errors import InputError, did_you_mean
@@ -22,9 +22,9 @@ _NAMED, _LISTED = 3, 20
 class FolderSource:
     """One split of a folder of images, in the order of class and file names.
 
-    A class is a folder in that of the split; or what a table says, `metadata.csv` in the split's
-    folder, or `SPLIT.csv` beside it where no folder is in it. Whatever begins with a dot, and what
-    macOS adds to archives, is not looked at.
+    A class is a folder in that of the split; or what a table says: `metadata.csv` in the split's
+    folder, with columns `file_name` and `label`, or `SPLIT.csv` beside it where no folder is in it.
+    Whatever begins with a dot, and what macOS adds to archives, is not looked at.
 
     Attributes:
       name: `folder`.
@@ -54,10 +54,11 @@ class FolderSource:
         self.name = NAME
         self.split = split
         self._exif = exif
-        part = part_of(split)
+        part = part_of(split, root)
         folder = _split_folder(root, part.folder)
         self._folder = str(folder)
-        classes, self.notes = _classes(folder, root / f"{part.folder}.csv", str(self))
+        beside = None if part.folder == ROOT else root / f"{part.folder}.csv"
+        classes, self.notes = _classes(folder, beside, str(self))
         self.class_names = tuple(classes)
         self.num_classes = len(self.class_names)
         chosen = [part.of(files) for files in classes.values()]
@@ -92,9 +93,13 @@ class FolderSource:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"`index` (={index}) must be in 0..{len(self) - 1}")
-        file = os.path.join(self._folder, self._names[index])
+        file = self.path_of(index)
         label = int(np.searchsorted(self._class_ends, index, side="right"))
         return decode(file, file, self._exif), label
+
+    def path_of(self, index: int) -> str:
+        """The file of an image, by its index."""
+        return os.path.join(self._folder, self._names[index])
 
     def __str__(self) -> str:
         """Dataset and split, as messages name them."""
@@ -104,7 +109,7 @@ class FolderSource:
 def _split_folder(root: Path, name: str) -> Path:
     """The folder of a split; InputError if there is none."""
     splits = subfolders(root) if root.is_dir() else []
-    if name in splits or (name == ROOT and splits):
+    if name in splits or (name == ROOT and (splits or (root / INSIDE).is_file())):
         return root / name
     found = f"{root} has no folders"
     if splits:
@@ -120,34 +125,35 @@ def _split_folder(root: Path, name: str) -> Path:
     raise InputError(f"split `{name}` must be a folder of class folders, and {found}{hint}")
 
 
-def _classes(folder: Path, beside: Path, what: str) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+def _classes(
+    folder: Path, beside: Path | None, what: str
+) -> tuple[dict[str, list[str]], tuple[str, ...]]:
     """The images of each class by their paths in `folder`, sorted; and notes.
 
     Args:
       folder: of the split.
-      beside: where a table may lie.
+      beside: where a table may lie, if not in it.
       what: the split, as notes name it.
     """
     names = subfolders(folder)
     inside = folder / INSIDE
-    table = inside if inside.is_file() else beside
-    if table == inside or (not names and beside.is_file()):
-        found, others = listed(str(folder), ".", IMAGE_EXTENSIONS)
-        images = [os.path.normpath(path) for path in found]
-        others = [path for path in map(os.path.normpath, others) if path != INSIDE]
-        classes, unlabelled = files_by_class(table, folder, images)
-        notes = (f"{what}: labels are those of {table}",)
-        if unlabelled:
-            named = ", ".join(unlabelled[:_NAMED]) + (", ..." if len(unlabelled) > _NAMED else "")
-            notes += (
-                f"{what}: {len(unlabelled)} images left out, which it does not have: {named}",
-            )
-        return classes, notes + left_out_notes(what, others, IMAGE_EXTENSIONS)
+    # Folders are classes unless a table that is meant for it says otherwise.
+    if inside.is_file() and (not names or labels_images(inside)):
+        return _of_table(inside, folder, what)
+    if beside is not None and not names and beside.is_file():
+        return _of_table(beside, folder, what)
     if not names:
+        places = " or ".join(str(place) for place in (inside, beside) if place is not None)
         raise InputError(
             f"{folder} must have a folder for each class, and has none; or a table of its images"
-            f" and their classes: {inside}, or {beside}, with columns `file_name` and `label`"
+            f" and their classes, {places}, with columns `file_name` and `label`"
         )
+    notes: tuple[str, ...] = tuple(
+        f"{what}: {table} is not used, as {folder} has folders, which are taken for its classes;"
+        f" {inside} with columns `file_name` and `label` would be"
+        for table in (inside, beside)
+        if table is not None and table.is_file()
+    )
     classes, left_out = dict[str, list[str]](), list[str]()
     for name in names:
         found, others = listed(str(folder), name, IMAGE_EXTENSIONS)
@@ -158,4 +164,17 @@ def _classes(folder: Path, beside: Path, what: str) -> tuple[dict[str, list[str]
                 f"class folder {folder / name} must have images ({', '.join(IMAGE_EXTENSIONS)}),"
                 " and has none"
             )
-    return classes, left_out_notes(what, left_out, IMAGE_EXTENSIONS)
+    return classes, notes + left_out_notes(what, left_out, IMAGE_EXTENSIONS)
+
+
+def _of_table(table: Path, folder: Path, what: str) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """`_classes` of a table."""
+    found, others = listed(str(folder), ".", IMAGE_EXTENSIONS)
+    images = [os.path.normpath(path) for path in found]
+    others = [path for path in map(os.path.normpath, others) if path != INSIDE]
+    classes, unlabelled = files_by_class(table, folder, images)
+    notes = (f"{what}: labels are those of {table}",)
+    if unlabelled:
+        named = ", ".join(unlabelled[:_NAMED]) + (", ..." if len(unlabelled) > _NAMED else "")
+        notes += (f"{what}: {len(unlabelled)} images left out, which it does not have: {named}",)
+    return classes, notes + left_out_notes(what, others, IMAGE_EXTENSIONS)

@@ -17,14 +17,22 @@ _FILE, _LABEL = "file_name", "label"
 _NAMED = 3
 
 
+def labels_images(table: Path) -> bool:
+    """Whether a table's columns say that it labels images; one that is no table does not."""
+    try:
+        return {_FILE, _LABEL} <= set(_cells(table)[0])
+    except InputError:
+        return False
+
+
 def files_by_class(
     table: Path, folder: Path, images: Sequence[str]
 ) -> tuple[dict[str, list[str]], list[str]]:
     """Reads which image is of which class.
 
-    The file has a header. The column of images is `file_name`, or the first; that of classes is
-    `label`, or the second of two. An image is named by its path in the folder, the ending may be
-    left out.
+    The file has a header, and commas or semicolons between its columns. The column of images is
+    `file_name`, or the first; that of classes is `label`, or the other one of two. An image is
+    named by its path in the folder, the ending may be left out.
 
     Args:
       table: the file.
@@ -45,13 +53,25 @@ def files_by_class(
         # Two of one stem need their endings.
         stems[stem] = None if stem in stems else path
     there = set(images)
+
+    def image_of(name: str) -> str | None:
+        for written in (name, name.replace("\\", "/")):  # as Windows has it
+            path = os.path.normpath(written)
+            inside = path.removeprefix(folder.name + os.sep)
+            for one in (path, stems.get(path), inside, stems.get(inside)):
+                if one is not None and one in there:
+                    return one
+        return None
+
+    header, *rows = _rows(table)
+    if image_of(header[0]) is not None:
+        raise InputError(
+            f"{table} must begin with a header, and its first row names the image {header[0]}"
+        )
     labels: dict[str, str] = {}
     missing = []
-    for name, label in _rows(table):
-        path = os.path.normpath(name)
-        inside = path.removeprefix(folder.name + os.sep)
-        tried = (path, stems.get(path), inside, stems.get(inside))
-        found = next((one for one in tried if one is not None and one in there), None)
+    for name, label in rows:
+        found = image_of(name)
         if found is None:
             missing.append(name)
         elif labels.setdefault(found, label) != label:
@@ -73,30 +93,46 @@ def files_by_class(
     return classes, sorted(there - labels.keys())
 
 
-def _rows(table: Path) -> list[tuple[str, str]]:
-    """Image and class of each row, as they are written."""
+def _cells(table: Path) -> list[list[str]]:
+    """The cells of each row without blanks around, the header first; empty rows are left out."""
     try:
         text = answered(lambda: table.read_text("utf-8-sig"))
-        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        first = text.partition("\n")[0]
+        semicolons = "," not in first and ";" in first
+        reader = csv.reader(
+            io.StringIO(text, newline=""), strict=True, delimiter=";" if semicolons else ","
+        )
+        rows = [[cell.strip() for cell in row] for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"{table} must be a CSV file with a header, in UTF-8: {one_line(error)}"
         ) from error
-    names = [name.strip() for name in header]
-    file = names.index(_FILE) if _FILE in names else 0
+    rows = [row for row in rows if any(row)]
+    if not rows:
+        raise InputError(f"{table} must be a CSV file with a header, and is empty")
+    return rows
+
+
+def _rows(table: Path) -> list[tuple[str, str]]:
+    """Image and class of each row, as they are written; the header first."""
+    names, *rows = _cells(table)
     label = names.index(_LABEL) if _LABEL in names else 1
+    file = names.index(_FILE) if _FILE in names else 0
+    if file == label and len(names) == 2:
+        file = 1 - label
     if label == file or len(names) < 2 or (_LABEL not in names and len(names) > 2):
         raise InputError(
             f"{table} must have columns `{_FILE}` and `{_LABEL}`, or only two; its columns are"
             f" {', '.join(names)}"
         )
-    found = []
-    for number, row in enumerate(rows, 2):
-        if not row:
-            continue
-        if len(row) <= max(file, label) or not row[file].strip() or not row[label].strip():
-            raise InputError(f"{table} must have an image and a class in each row: row {number}")
-        found.append((row[file].strip(), row[label].strip()))
+    found = [(names[file], names[label])]
+    for number, row in enumerate(rows, 1):
+        if len(row) <= max(file, label) or not row[file] or not row[label]:
+            raise InputError(
+                f"{table} must have an image and a class in each row, and lacks one in row {number}"
+                f" after the header: {', '.join(row)}"
+            )
+        found.append((row[file], row[label]))
     return found
 
 

@@ -72,7 +72,7 @@ class MaskFolder:
         self.split = split
         self._root = str(root)
         self._exif = exif
-        part = part_of(split)
+        part = part_of(split, root / _IMAGES)
         _check_split(root, part.folder)
         self.class_names = _read_classes(root / _CLASSES)
         self.num_classes = len(self.class_names)
@@ -158,6 +158,10 @@ class MaskFolder:
     def _annotation(self, index: int) -> tuple[Image.Image, str]:
         path = self._annotation_path(index)
         return answered(lambda: decode_annotation(path, path)), path
+
+    def path_of(self, index: int) -> str:
+        """The file of an image, by its index."""
+        return self._image_path(index)
 
     def _image_path(self, index: int) -> str:
         return os.path.join(self._root, _IMAGES, self._images[index])

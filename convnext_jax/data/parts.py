@@ -1,10 +1,10 @@
 """Parts of a user's own folders: `train[:80%]` and `train[80%:]` share a folder between splits."""
 
-import bisect
 import hashlib
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from convnext_jax.errors import InputError
@@ -12,7 +12,7 @@ from convnext_jax.errors import InputError
 # How a folder that is itself the split is written: the root.
 ROOT = "."
 _ENDS = (("start", 0), ("stop", 100))
-_NOTATION = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?:(?P<start>\d+)%)?:(?:(?P<stop>\d+)%)?\])?")
+_NOTATION = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?:(?P<start>[0-9]+)%)?:(?:(?P<stop>[0-9]+)%)?\])?")
 
 
 class Part(NamedTuple):
@@ -40,21 +40,24 @@ class Part(NamedTuple):
         """
         if (self.start, self.stop) == (0, 100):
             return list(files)
-        keys = sorted(map(_key, files))
-        places = (bisect.bisect_left(keys, _key(file)) for file in files)
+        keys = [_key(file) for file in files]
+        order = sorted(range(len(files)), key=keys.__getitem__)
         first, end = ((len(files) * share + 50) // 100 for share in (self.start, self.stop))
-        return [file for file, place in zip(files, places, strict=True) if first <= place < end]
+        return [files[place] for place in sorted(order[first:end])]
 
 
-def part_of(split: str) -> Part:
+def part_of(split: str, root: Path) -> Part:
     """Reads a split: the name of a folder, or a part of one in TFDS's notation.
 
     Args:
       split: such as `train`, `train[:80%]`, `.[80%:]` or `all[10%:30%]`.
+      root: where the folder is; one whose own name is written so comes first.
 
     Raises:
       InputError: it is neither, or has no files.
     """
+    if (root / split).is_dir():
+        return Part(split, 0, 100)
     found = _NOTATION.fullmatch(split)
     start, stop = (int(found[key] or default) for key, default in _ENDS) if found else (0, 0)
     if found is None or not 0 <= start < stop <= 100:

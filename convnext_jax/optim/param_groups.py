@@ -32,6 +32,11 @@ def decay_mask(params: Any) -> Any:
     )
 
 
+def frozen_parts(freeze: str) -> list[str]:
+    """The beginnings of names in a value of `optim.freeze`, sorted."""
+    return sorted({part.strip().strip("/") for part in freeze.split(",") if part.strip(" /")})
+
+
 def trained(params: Any, freeze: str) -> Any:
     """Marks the parameters that are trained.
 
@@ -42,13 +47,16 @@ def trained(params: Any, freeze: str) -> Any:
         `downsample_layers/0`, with commas between them; empty: all are trained.
 
     Returns:
-      A tree of bool of the same structure, False where parameters keep their values.
+      A tree of bool of the same structure, False where parameters keep their values. Statistics of
+      batch normalisation are no parameters, and go on.
 
     Raises:
       InputError: a beginning is that of no parameter, or nothing would be trained.
     """
     names = list(tree.flatten_with_names(params))
-    parts = [part.strip().strip("/") for part in freeze.split(",") if part.strip()]
+    parts = frozen_parts(freeze)
+    if freeze and not parts:
+        raise InputError(f"`optim.freeze` (={freeze}) must name what is frozen, or be empty")
     if parts == ["backbone"]:
         frozen = {name for name in names if name.split("/")[0] not in _HEADS}
     else:

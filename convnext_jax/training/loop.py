@@ -232,7 +232,9 @@ def train(
                 seconds = time.perf_counter() - run.began
                 reporter.line(f"first step done {seconds:.1f} s after the start")
                 if run.pictures is not None:  # on all processes, which share the batch
-                    reporter.pictures(step, run.pictures(batch, step))
+                    with meter.paused():
+                        draw = compile_together(run.pictures, batch, step)
+                        reporter.pictures(step, draw(batch, step))
             meter.add(step + 1, metrics)
             reporter.skipped(batches.skipped)
             if profile_from < profile_to and step + 1 == profile_to:

@@ -88,7 +88,7 @@ def test_to_facebook(published, tmp_path):
 @pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto", "convnext_atto_ols"])
 def test_to_a_folder_that_timm_opens(tmp_path, name):
     """With its size, classes and names: nothing is to be told."""
-    overrides = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 40)}
+    overrides = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 40), "norm_eps": 1e-5}
     model = randomised(timm.create_model(name, num_classes=3, **overrides))
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     converted = load(str(tmp_path / "weights.pth"), model=name, overrides=overrides)
@@ -116,6 +116,7 @@ def test_to_a_folder_that_timm_opens(tmp_path, name):
     assert again.pretrained_cfg["label_names"] == list(names)
     back = load(str(folder))
     assert (back.model_name, back.class_names, back.preprocessing) == (name, names, feeding)
+    assert back.overrides == overrides
     for one, other in zip(
         jax.tree.leaves(back.params), jax.tree.leaves(converted.params), strict=True
     ):

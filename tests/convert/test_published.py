@@ -102,7 +102,7 @@ def test_class_names():
 
 
 def test_settings_of_another_computation():
-    published.check_settings({"config.json": {"hidden_act": "gelu"}}, "convnext_tiny")
+    published.check_settings({"config.json": {"hidden_act": "gelu"}}, "convnext_tiny", {})
     for config in ({"hidden_act": "relu"}, {"model_args": {"norm_eps": 1e-5}}):
         with pytest.raises(InputError, match="but convnext_tiny has"):
-            published.check_settings({"config.json": config}, "convnext_tiny")
+            published.check_settings({"config.json": config}, "convnext_tiny", {})

@@ -219,8 +219,8 @@ def test_classes_in_place_of_splits_are_recognised(classes):
 
 @pytest.fixture
 def flat(tmp_path):
-    (tmp_path / "train" / "more").mkdir(parents=True)
-    for name in ("1.png", "2.png", "3.jpg", "more/4.png"):
+    (tmp_path / "train").mkdir()
+    for name in ("1.png", "2.png", "3.jpg", "4.png"):
         Image.new("RGB", (5, 4)).save(tmp_path / "train" / name)
     return tmp_path
 
@@ -228,16 +228,18 @@ def flat(tmp_path):
 @pytest.mark.parametrize(
     "text",
     [
-        "file_name,label\n1.png,10\n2.png,9\nmore/4.png,9\n",
-        "id,class\n1,10\n2,9\nmore/4,9\n",
-        "\ufefflabel,x,file_name\r\n10,a,1.png\r\n9,b,train/2.png\r\n9,c,./more/4.png\r\n",
+        "file_name,label\n1.png,10\n2.png,9\n4.png,9\n",
+        "id,class\n1,10\n2,9\n./4,9\n",
+        "label,image\n10,1\n9,2\n9,4\n",
+        "\ufefflabel,x,file_name\r\n10,a,1.png\r\n9,b,train/2.png\r\n9,c,./4.png\r\n",
+        "file_name;label\r\n1.png;10\r\n2.png;9\r\ntrain\\4.png;9\r\n;\r\n\r\n",
     ],
 )
 def test_labels_from_a_table_inside(text, flat):
     (flat / "train" / "metadata.csv").write_text(text)
     source = FolderSource(flat, "train")
     assert source.class_names == ("9", "10")  # as numbers
-    assert files_of(source) == ["2.png", "more/4.png", "1.png"]
+    assert files_of(source) == ["2.png", "4.png", "1.png"]
     assert [source[i][1] for i in range(3)] == [0, 0, 1]
     assert source.notes == (
         f"dataset `folder`, split `train`: labels are those of {flat / 'train' / 'metadata.csv'}",
@@ -245,27 +247,54 @@ def test_labels_from_a_table_inside(text, flat):
     )
 
 
+def test_a_table_may_name_images_in_folders(root):
+    """As on the Hub, where folders are no classes if a table has their labels."""
+    rows = [f"cat/deeper/{i}.PNG,{'old' if i else 'new'}" for i in range(3)]
+    (root / "train" / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    source = FolderSource(root, "train")
+    assert source.class_names == ("new", "old")
+    assert files_of(source) == [f"cat/deeper/{i}.PNG" for i in range(3)]
+
+
 def test_labels_from_a_table_beside(flat):
-    (flat / "train" / "more" / "4.png").unlink()
-    (flat / "train" / "more").rmdir()
-    with pytest.raises(InputError, match=r"or a table .*train/metadata.csv, or .*/train.csv"):
+    with pytest.raises(InputError, match=r"or a table .*train/metadata.csv or .*/train.csv"):
         FolderSource(flat, "train")
     (flat / "train.csv").write_text("image,label\n1,dog\n2,cat\n3,dog\n")
     assert FolderSource(flat, "train").class_names == ("cat", "dog")
-    # Folders of classes are labels, whatever else lies about.
+    # Folders of classes are labels, whatever else lies about; but that is said.
     (flat / "train" / "fox").mkdir()
     Image.new("RGB", (5, 4)).save(flat / "train" / "fox" / "5.png")
-    assert FolderSource(flat, "train").class_names == ("fox",)
+    (flat / "train" / "metadata.csv").write_text("file_name,text\nfox/5.png,a fox\n")
+    source = FolderSource(flat, "train")
+    assert source.class_names == ("fox",)
+    for note, name in zip(source.notes, ("train/metadata.csv", "train.csv"), strict=False):
+        assert f"{flat / name} is not used, as {flat / 'train'} has folders" in note
+
+
+def test_the_root_itself_may_have_a_table(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (5, 4)).save(tmp_path / name)
+    with pytest.raises(InputError, match="has no folders"):
+        FolderSource(tmp_path, ".")
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,x\nb.png,y\n")
+    assert FolderSource(tmp_path, ".").class_names == ("x", "y")
+
+
+def test_a_folder_whose_name_looks_like_a_part(classes):
+    (classes / "tr[1]" / "cat").mkdir(parents=True)
+    (classes / "tr[1]" / "cat" / "0.png").write_bytes(b"not read")
+    assert len(FolderSource(classes, "tr[1]")) == 1
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "must be a CSV file with a header"),
+        ("", "must be a CSV file with a header, and is empty"),
         ("file_name,label\n", "must have a row for each image"),
         ("a,b,c\n1,2,3\n", "must have columns `file_name` and `label`, or only two; .* a, b, c"),
         ("a\n1\n", "must have columns"),
-        ("a,label\n1.png,\n", "row 2"),
+        ("a,label\n1.png,\n", "lacks one in row 1 after the header: 1.png"),
+        ("1.png,cat\n2.png,dog\n", "must begin with a header, .* names the image 1.png"),
         ("a,label\n1,cat\n1.png,dog\n", "one class for an image, and has cat and dog for 1.png"),
         ("a,label\n7,cat\n8,cat\n1,cat\n", "2 of those it names are not there: 7, 8"),
         ('a,label\n"1,cat\n', "must be a CSV file"),

@@ -49,6 +49,7 @@ def test_names_are_whole_parts():
     [
         ("stage", "none begins with stage; they begin with downsample_layers, head, norm, stages"),
         ("head,norm,stages,downsample_layers", "must leave something to train"),
+        (" , ", "must name what is frozen, or be empty"),
     ],
 )
 def test_what_cannot_be_frozen(freeze, fragment):
