@@ -100,4 +100,5 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # At once: while an interpreter ends, it has no handlers, and a SIGTERM would change its status.
+    os._exit(main())
