@@ -107,7 +107,7 @@ def test_json_and_a_table_with_damaged_images(run, damaged, pictures, expected, 
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == [r["image"] for r in (first, second, third, fourth)]
-    assert rows[0]["error"] == first["error"] and rows[0]["class"] is None
+    assert rows[0]["error"] == first["error"] and rows[0]["class"] == ""
     assert rows[3]["error"] == "" and rows[3]["class_3"] == png.names[2]
     for found, end in zip(fourth["classes"], ("", "_2", "_3"), strict=True):
         assert float(rows[3][f"probability{end}"]) == pytest.approx(found["probability"], abs=1e-6)
