@@ -130,9 +130,10 @@ def sections() -> dict[str, str]:
     ]
     if (RESULTS / "tests.json").exists():
         tests = json.loads((RESULTS / "tests.json").read_text())
+        elsewhere = "" if tests["machine"] == digits["machine"] else f", on {tests['machine']}"
         measured.append(
             f"- `make test` takes {tests['command_seconds'] / 60:.0f} minutes:"
-            f" {tests['closing_line'].partition(' passed')[0]} tests passed"
+            f" {tests['closing_line'].partition(' passed')[0]} tests passed{elsewhere}"
         )
     return {"models": "\n".join(rows), "measured": "\n".join(measured)}
 

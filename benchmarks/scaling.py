@@ -55,13 +55,13 @@ def key(run: str, topology: str, fsdp: int) -> str:
     return f"{run} {topology} {'replicated' if fsdp == 1 else f'fsdp {fsdp}'}"
 
 
-def make_plan(run: str, topology: str, fsdp: int) -> dict[str, Any]:
-    """Compiles a step; minutes.
+def make_plan(config: str, topology: str, fsdp: int = 1) -> dict[str, Any]:
+    """Compiles a config's step in bfloat16 for a slice; minutes.
 
     Raises:
       subprocess.CalledProcessError: the plan failed; it said why.
     """
-    command = [sys.executable, "-m", "convnext_jax.plan", "--config", RUNS[run]]
+    command = [sys.executable, "-m", "convnext_jax.plan", "--config", config]
     command += ["--topology", topology, "--fsdp", str(fsdp), "--no-remat", "--compilations", "1"]
     command += ["--json", "--config.model.dtype=bfloat16"]
     done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -331,7 +331,7 @@ def main() -> None:
     missing = [plan for plan in PLANS if key(*plan) not in plans]
     for run, topology, fsdp in missing[: arguments.only]:
         print(key(run, topology, fsdp), flush=True)
-        plans[key(run, topology, fsdp)] = make_plan(run, topology, fsdp)
+        plans[key(run, topology, fsdp)] = make_plan(RUNS[run], topology, fsdp)
         file.write_text(json.dumps(plans, indent=2) + "\n")
     measured = json.loads((RESULTS / f"input-{this_device()['device']}.json").read_text())
     per_core = measured["transforms"]["500x375"]["training, the whole recipe"]["images_per_second"]

@@ -6,35 +6,17 @@ Compiles the training steps of `configs/ade20k.py` for slices that need not be h
 """
 
 import argparse
-import importlib.metadata
 import json
-import subprocess
-import sys
 from typing import Any
 
 from benchmarks.readme import RESULTS, ROOT, rewrite
+from benchmarks.scaling import make_plan
 from convnext_jax.planning.machines import GIB
 
 FILE = RESULTS / "segmentation_plans.json"
 PAGE = ROOT / "docs" / "segmentation.md"
 # Run of configs/ade20k.py, and slice: 2 and 4 images a chip of the paper's 16.
 PLANS = [("tiny", "v5e:2x4"), ("base", "v5e:2x4"), ("tiny", "v5e:2x2"), ("base", "v5e:2x2")]
-
-
-def make_plan(run: str, topology: str) -> dict[str, Any]:
-    """Compiles a step; minutes.
-
-    Raises:
-      subprocess.CalledProcessError: the plan failed; it said why.
-    """
-    command = [sys.executable, "-m", "convnext_jax.plan", "--config", f"configs/ade20k.py:{run}"]
-    command += ["--topology", topology, "--fsdp", "1", "--no-remat", "--compilations", "1"]
-    command += ["--json", "--config.model.dtype=bfloat16"]
-    done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    plan = json.loads(done.stdout)
-    (variant,) = plan.pop("variants")
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
-    return plan | variant | {"versions": versions}
 
 
 def table(plans: dict[str, Any]) -> str:
@@ -69,7 +51,7 @@ def main() -> None:
         plans = {}
     for run, topology in PLANS:
         if f"{run} {topology}" not in plans:
-            plans[f"{run} {topology}"] = make_plan(run, topology)
+            plans[f"{run} {topology}"] = make_plan(f"configs/ade20k.py:{run}", topology)
             FILE.write_text(json.dumps(plans, indent=1) + "\n")
     PAGE.write_text(rewrite(PAGE.read_text(), {"plans": table(plans)}))
 

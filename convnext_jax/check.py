@@ -23,9 +23,8 @@ import numpy as np
 from absl import logging
 
 from convnext_jax import processes
-from convnext_jax.arguments import Parser
 from convnext_jax.config import Config
-from convnext_jax.config_files import load_config, overrides_of
+from convnext_jax.config_files import ConfigFileParser, load_config
 from convnext_jax.data.checking import SplitFacts, read_all, same_pixels
 from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.data.sources import check_same_classes
@@ -38,23 +37,13 @@ _NAMED = 5
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """Parses the command line.
-
-    Returns:
-      The arguments, and the overrides `--config.KEY=VALUE`.
-
-    Raises:
-      InputError: there are others.
-    """
-    parser = Parser(
+    """Parses the command line, as `ConfigFileParser.parse_with_overrides`."""
+    parser = ConfigFileParser(
         prog="python -m convnext_jax.check",
         description="Read all of a run's data, and say what is wrong in it.",
-        epilog="The config's keys are overridden with --config.KEY=VALUE.",
     )
-    parser.add_argument("--config", required=True, help="config file, or FILE:VARIANT")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    parsed, rest = parser.parse_known_args(arguments)
-    return parsed, overrides_of(rest)
+    return parser.parse_with_overrides(arguments)
 
 
 def check(config: Config) -> dict[str, Any]:

@@ -1,13 +1,40 @@
 """Config files and their overrides, for the commands beside training."""
 
+import argparse
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+from convnext_jax.arguments import Parser
 from convnext_jax.config import Config, all_keys, resolve, unknown_key
 from convnext_jax.errors import InputError
+
+
+class ConfigFileParser(Parser):
+    """Takes `--config`, and the config's overrides beside a command's own flags."""
+
+    def __init__(self, **options: Any) -> None:
+        """As `argparse.ArgumentParser`."""
+        epilog = "The config's keys are overridden with --config.KEY=VALUE."
+        super().__init__(epilog=epilog, **options)
+        self.add_argument("--config", required=True, help="config file, or FILE:VARIANT")
+
+    def parse_with_overrides(
+        self, arguments: Sequence[str] | None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parses a command line, None: that of this program.
+
+        Returns:
+          The arguments, and the overrides `--config.KEY=VALUE`.
+
+        Raises:
+          InputError: there are others.
+        """
+        parsed, rest = self.parse_known_args(arguments)
+        return parsed, overrides_of(rest)
 
 
 def overrides_of(arguments: Sequence[str]) -> list[str]:

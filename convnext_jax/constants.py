@@ -8,6 +8,9 @@ IMAGENET_1K_CLASSES = 1000
 IMAGENET_22K_CLASSES = 21841
 ADE20K_CLASSES = 150
 
+# Which of an evaluation's results decides, by task.
+DECISIVE = {"classification": "top1", "segmentation": "miou"}
+
 # What a run leaves to look at, in its workdir.
 EXAMPLES_FILE = "examples.png"
 REPORT_FILE = "report.html"

@@ -66,15 +66,31 @@ def explain_missing_packages(extra: str = "train") -> None:
         if not isinstance(error, ModuleNotFoundError) or package in ("", "convnext_jax"):
             otherwise(kind, error, trace)
             return
-        print(
-            f"error: this command needs the package `{package}`, which is not installed"
-            f" (`pip install 'convnext_jax[{extra}]'`, or '.[{extra}]' in a checkout)",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"error: {_needs('this command', package, extra)}", file=sys.stderr, flush=True)
         os._exit(INPUT_STATUS)  # Python itself would end with 1
 
     sys.excepthook = explain
+
+
+@contextlib.contextmanager
+def needed_for(purpose: str, extra: str) -> Iterator[None]:
+    """Where a package is imported that not everybody has: raises InputError if it is not there.
+
+    Args:
+      purpose: what needs it, such as "writing ONNX".
+      extra: of this package, which installs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(_needs(purpose, error.name, extra)) from error
+
+
+def _needs(purpose: str, package: str | None, extra: str) -> str:
+    return (
+        f"{purpose} needs the package `{package}`, which is not installed"
+        f" (`pip install 'convnext_jax[{extra}]'`, or '.[{extra}]' in a checkout)"
+    )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -138,7 +138,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     parts = wing.parts(model, source, skip=data.on_error == "skip", **chosen)
     variables = {"": (weights.read(mesh), weights.batch_stats(mesh))}
     totals: dict[str, Any] = {}
-    with progress_bar("evaluating", sum(len(part) for part, _ in parts), "images") as bar:
+    total = sum(len(part) for part, _ in parts)
+    with progress_bar("evaluating", total, "images", shown=processes.is_first()) as bar:
         for part, evaluation in parts:
             evaluator = builders.build_evaluator(
                 evaluation, part, data, mesh, option="--on_error", batch_option="--batch_size"

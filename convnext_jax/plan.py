@@ -27,9 +27,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import logging
 
-from convnext_jax.arguments import Parser
 from convnext_jax.config import Config
-from convnext_jax.config_files import load_config, overrides_of
+from convnext_jax.config_files import ConfigFileParser, load_config
 from convnext_jax.data.prepared import base_name
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.planning.compiling import Job, Variant, analyse, measure, search
@@ -48,20 +47,11 @@ PREPARED = {"imagenet2012": (144 * 10**9, 1024), "imagenet22k": (1310 * 10**9, 2
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """Parses the command line.
-
-    Returns:
-      The arguments, and the overrides `--config.KEY=VALUE`.
-
-    Raises:
-      InputError: there are others.
-    """
-    parser = Parser(
+    """Parses the command line, as `ConfigFileParser.parse_with_overrides`."""
+    parser = ConfigFileParser(
         prog="python -m convnext_jax.plan",
         description="Compile a run's training step for a machine without having it.",
-        epilog="The config's keys are overridden with --config.KEY=VALUE.",
     )
-    parser.add_argument("--config", required=True, help="config file, or FILE:VARIANT")
     parser.add_argument(
         "--topology", required=True, help="v5e:16x16, v4:4x4x8, 2xv5e:16x16, gpu:8xH100, ..."
     )
@@ -82,8 +72,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
         " the largest batch (default: 8)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parsed, rest = parser.parse_known_args(arguments)
-    return parsed, overrides_of(rest)
+    return parser.parse_with_overrides(arguments)
 
 
 def dataset_size(config: Config) -> tuple[int, int]:

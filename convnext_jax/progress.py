@@ -11,20 +11,23 @@ from tqdm import tqdm
 _PATIENCE_SECONDS = 3.0
 
 
-def progress_bar(what: str, total: int, unit: str, *, beside_output: bool = False) -> tqdm:
+def progress_bar(
+    what: str, total: int, unit: str, *, shown: bool = True, beside_output: bool = False
+) -> tqdm:
     """A bar on stderr with rate and ETA, which goes away at its end; close it, or use `with`.
 
     Args:
       what: is being done, a word.
       total: number of units.
       unit: what is counted, such as `images`.
+      shown: False: on a process that says nothing.
       beside_output: the command prints as it goes: where stdout is a terminal too, that shows how
         far it is, and there is no bar.
 
     Returns:
       The bar, whose `update(n)` moves it.
     """
-    watched = sys.stderr.isatty() and not (beside_output and sys.stdout.isatty())
+    watched = shown and sys.stderr.isatty() and not (beside_output and sys.stdout.isatty())
     return tqdm(
         desc=what,
         total=total,

@@ -74,7 +74,7 @@ class Preprocess:
                 return self(image)
             with Image.open(image) as opened:
                 return self(opened)
-        except ImageError:
+        except (ImageError, ImportError):  # a package is missing, which is not the image's fault
             raise
         except Image.UnidentifiedImageError as error:
             raise ImageError("it is no image of a kind that PIL knows") from error

@@ -18,13 +18,14 @@ from convnext_jax.classification.transforms import (
     TrainTransform,
 )
 from convnext_jax.config import AugmentConfig, Config
+from convnext_jax.constants import DECISIVE
 from convnext_jax.data.normalize import normalize
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelDescription, ModelSpec
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.training.task import Batch, Evaluation, Metric, Task
 
-METRIC = Metric("top1", "top-1")
+METRIC = Metric(DECISIVE["classification"], "top-1")
 
 
 def classification(

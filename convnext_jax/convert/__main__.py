@@ -18,16 +18,15 @@ from typing import Any
 
 from absl import logging
 
-from convnext_jax import builders
 from convnext_jax.arguments import Parser
-from convnext_jax.constants import PARAMETERS
+from convnext_jax.constants import DECISIVE, PARAMETERS
 from convnext_jax.convert.formats import FORMATS
 from convnext_jax.convert.upernet_settings import SQUASHES
 from convnext_jax.convert.write import EXPORTS, export
-from convnext_jax.errors import exit_in_one_sentence
+from convnext_jax.errors import InputError, exit_in_one_sentence
+from convnext_jax.models.registry import get_variant
 from convnext_jax.weights.find import NAMES, Weights, add_choices, find
 from convnext_jax.weights.save import write_checkpoint
-from convnext_jax.wings import wing_of
 
 # What a converted checkpoint says of its origin, beside what every checkpoint does.
 _ORIGIN = ("source", "format", "sha256", "licence", "notes")
@@ -82,21 +81,19 @@ def find_asked(arguments: argparse.Namespace) -> Weights:
     )
 
 
-def save_checkpoint(weights: Weights, output: Path) -> None:
+def save_checkpoint(weights: Weights, output: str) -> None:
     """Writes weights as a checkpoint of ours, step 0.
 
     Raises:
-      InputError: there is a checkpoint already, or the directory cannot be written.
+      InputError: there is a checkpoint already, or the directory cannot be written or lies in a
+        bucket.
     """
+    if "://" in output:
+        raise InputError(f"`output` (={output}) must be a directory on a disk")
     described = weights.description.to_json() | {key: weights.origin.get(key) for key in _ORIGIN}
     described["parameters"] = weights.parameters
-    described["metric"] = wing_of(weights.description.spec.name).metric.name
-    write_checkpoint(
-        builders.prepare_workdir(str(output)),
-        described,
-        weights.on_host(),
-        weights.batch_stats_on_host(),
-    )
+    described["metric"] = DECISIVE[get_variant(weights.description.spec.name).task]
+    write_checkpoint(Path(output), described, weights.on_host(), weights.batch_stats_on_host())
 
 
 def report(weights: Weights) -> str:
@@ -136,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exit_in_one_sentence():
         weights = find_asked(parsed)
         if parsed.to is None:
-            save_checkpoint(weights, Path(parsed.output))
+            save_checkpoint(weights, parsed.output)
         else:
             found = weights.description
             export(

@@ -199,7 +199,7 @@ def declared_model(
 
     Returns:
       What `create_model` is given, but for what shapes say; None where they name none of our
-      models, or one of other sizes.
+      models or one of other sizes, or say no more than its name.
     """
     config = settings.get("config.json", {})
     name, arguments = config.get("architecture"), config.get("model_args") or {}
@@ -211,6 +211,8 @@ def declared_model(
         return None
     given = ("depths", "dims", "norm_eps", "head_hidden_size")  # the others are seen from shapes
     overrides = {key: arguments[TIMM_ARGUMENTS[key]] for key in given if key in arguments}
+    if not overrides:
+        return None
     return name, {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
 
 

@@ -116,6 +116,6 @@ def write_pickle(
     try:
         import torch
     except ImportError as error:
-        raise InputError(f"writing {path} needs PyTorch (`pip install torch`)") from error
+        raise InputError("writing .pth files needs PyTorch (`pip install torch`)") from error
     state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
     torch.save(state if under is None else {**beside, under: state}, path)

@@ -25,8 +25,9 @@ from convnext_jax.constants import PARAMETERS
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.export.fold import fold
 from convnext_jax.export.folder import require_free, script, today, write_folder
-from convnext_jax.export.graph import OPSET, require_onnx
+from convnext_jax.export.graph import OPSET
 from convnext_jax.export.onnx import onnx_files
+from convnext_jax.export.runtimes import require_packages
 from convnext_jax.export.stablehlo import PLATFORMS, stablehlo
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelSpec
@@ -79,8 +80,7 @@ def export(arguments: argparse.Namespace) -> str:
             raise InputError(f"`--formats` (={name}) must be of {', '.join(FORMATS)}")
     if "onnx" in arguments.formats and arguments.dtype == "bfloat16":
         raise InputError("`--dtype` (=bfloat16) must be float32 or float16 for ONNX run-times")
-    if "onnx" in arguments.formats:
-        require_onnx()
+    require_packages(arguments.formats)
     if "://" in arguments.output:
         raise InputError(f"`output` (={arguments.output}) must be a folder on a disk")
     folder = Path(arguments.output).expanduser().resolve()

@@ -15,17 +15,6 @@ _IR = 9
 _LARGEST = 2**31 - 2**24
 
 
-def require_onnx() -> None:
-    """Raises InputError unless the package that writes ONNX is there."""
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"writing ONNX needs the package `{error.name}`, which is not installed"
-            " (`pip install '.[onnx]'`)"
-        ) from error
-
-
 @dataclasses.dataclass(frozen=True)
 class Map:
     """A float array in the graph.

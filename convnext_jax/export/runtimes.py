@@ -1,12 +1,12 @@
 """Exported models, as functions of pixels."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from convnext_jax.errors import InputError, RunError, require_one_of
+from convnext_jax.errors import InputError, RunError, needed_for, require_one_of
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelDescription
 
@@ -95,6 +95,16 @@ class ExportedModel:
             raise RunError(f"running the model in {self._folder} failed: {reason}") from error
 
 
+def require_packages(formats: Sequence[str]) -> None:
+    """Raises InputError unless what writes these formats, keys of `RUNTIMES`, is installed."""
+    if "onnx" in formats:
+        with needed_for("writing ONNX", "onnx"):
+            import onnx  # noqa: F401
+    if "stablehlo" in formats:
+        with needed_for("writing StableHLO", "predict"):
+            import flatbuffers  # noqa: F401
+
+
 def is_exported(folder: str) -> bool:
     """Whether a folder is one that `python -m convnext_jax.export` made."""
     found = Path(folder)
@@ -104,13 +114,8 @@ def is_exported(folder: str) -> bool:
 
 
 def _onnx(file: Path) -> Callable[[np.ndarray], np.ndarray]:
-    try:
+    with needed_for(f"running {file}", "onnx"):
         import onnxruntime
-    except ImportError as error:
-        raise InputError(
-            f"running {file} needs the package `onnxruntime`, which is not installed"
-            " (`pip install '.[onnx]'`)"
-        ) from error
     from convnext_jax.processes import usable_cores
 
     options = onnxruntime.SessionOptions()
@@ -133,5 +138,7 @@ def _onnx(file: Path) -> Callable[[np.ndarray], np.ndarray]:
 def _stablehlo(file: Path) -> Callable[[np.ndarray], np.ndarray]:
     from jax import export
 
+    with needed_for(f"running {file}", "predict"):
+        import flatbuffers  # noqa: F401
     exported = export.deserialize(bytearray(file.read_bytes()))
     return lambda x: np.asarray(exported.call(x))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from convnext_jax.config import AugmentConfig, Config, DataConfig
+from convnext_jax.constants import DECISIVE
 from convnext_jax.data.normalize import normalize
 from convnext_jax.errors import InputError
 from convnext_jax.models.registry import get_variant
@@ -21,7 +22,7 @@ from convnext_jax.segmentation.transforms import TrainCrops
 from convnext_jax.segmentation.views import Whole, Windows, side_of, windows
 from convnext_jax.training.task import Batch, Evaluation, Metric, Task
 
-METRIC = Metric("miou", "mean IoU")
+METRIC = Metric(DECISIVE["segmentation"], "mean IoU")
 # Of annotations, where nobody knows: height and width, pixels.
 _LARGEST = (2048, 2048)
 

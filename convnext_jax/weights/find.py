@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from convnext_jax import sharding
 from convnext_jax.convert.download import WEIGHTS
-from convnext_jax.errors import InputError
+from convnext_jax.errors import InputError, needed_for
 from convnext_jax.models.pretrained import PRETRAINED
 from convnext_jax.models.registry import get_pretrained
 from convnext_jax.models.spec import ModelDescription, ModelSpec
@@ -216,10 +216,8 @@ def _path(source: str) -> Any:
     if "://" not in source:
         return Path(source).expanduser()
     # Here, so that what is on a disk is found without it.
-    try:
+    with needed_for(f"reading {source}", "predict"):
         from etils import epath
-    except ImportError as error:
-        raise _missing(source, error) from error
     try:
         return epath.Path(source)
     except Exception as error:
@@ -228,18 +226,9 @@ def _path(source: str) -> Any:
         ) from error
 
 
-def _missing(source: str, error: ImportError) -> InputError:
-    return InputError(
-        f"reading {source} needs the package `{error.name}`, which is not installed"
-        " (`pip install '.[predict]'`)"
-    )
-
-
 def _checkpoint(source: str, step: str, ema: bool | None) -> Weights:
-    try:
+    with needed_for(f"reading {source}", "predict"):
         from convnext_jax.checkpointing.reading import find_step, read_description
-    except ImportError as error:
-        raise _missing(source, error) from error
     directory, number = find_step(source, "latest", "")
     if ema is None:
         ema = (directory / str(number) / "ema").is_dir()

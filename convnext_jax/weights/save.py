@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from convnext_jax import tree
-from convnext_jax.errors import InputError
+from convnext_jax.errors import InputError, needed_for
 from convnext_jax.models.registry import Model, get_variant
 from convnext_jax.models.spec import ModelDescription, ModelSpec, batch_stats_of, params_of
 from convnext_jax.models.variants import Preprocessing
@@ -85,14 +85,9 @@ def write_checkpoint(
       InputError: there is a checkpoint already, or the folder cannot be written.
     """
     # Here, so that models load and are created without Orbax.
-    try:
+    with needed_for("writing checkpoints", "predict"):
         from convnext_jax.checkpointing.manager import Checkpoints
         from convnext_jax.checkpointing.steps import completed_steps
-    except ImportError as error:
-        raise InputError(
-            f"writing checkpoints needs the package `{error.name}`, which is not installed"
-            " (`pip install '.[predict]'`)"
-        ) from error
     directory = folder.expanduser().absolute() / "checkpoints"
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -100,11 +95,9 @@ def write_checkpoint(
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise InputError(f"`folder` (={folder}) must be one that can be written: {error}") from (
-            error
-        )
+        raise InputError(f"{folder} must be a folder that can be written: {error}") from (error)
     if completed_steps(directory):
-        raise InputError(f"`folder` (={folder}) must not hold a checkpoint already")
+        raise InputError(f"{folder} must not hold a checkpoint already")
     checkpoints = Checkpoints(directory, best_metric="none")
     items = {"params": jax.tree.map(np.asarray, params)}
     if batch_stats:

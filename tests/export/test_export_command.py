@@ -193,7 +193,10 @@ def test_a_package_that_is_not_there_is_named(workdir, photo, tmp_path, capsys, 
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert run("--checkpoint", workdir, tmp_path / "out", "--formats", "onnx") == 2
     said = capsys.readouterr().err
-    assert "needs the package `onnx`, which is not installed (`pip install '.[onnx]'`)" in said
+    assert (
+        "needs the package `onnx`, which is not installed (`pip install 'convnext_jax[onnx]'`, or"
+        in said
+    )
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     assert run("--checkpoint", workdir, tmp_path / "out", "--formats", "onnx") == 0

@@ -157,7 +157,9 @@ def test_every_published_name_is_looked_for_on_the_hub():
 
 def test_a_checkpoint_without_its_library_names_the_extra(places, monkeypatch):
     monkeypatch.setitem(sys.modules, "convnext_jax.checkpointing.reading", None)
-    with pytest.raises(InputError, match=r"not installed \(`pip install '.\[predict\]'`\)"):
+    with pytest.raises(
+        InputError, match=r"not installed \(`pip install 'convnext_jax\[predict\]'`"
+    ):
         find(places / "run")
     find(places / "weights.safetensors")
 

@@ -76,5 +76,5 @@ def test_what_cannot_be_saved(tmp_path):
     with pytest.raises(InputError, match="must not hold a checkpoint already"):
         convnext_jax.save_pretrained(model, tmp_path / "mine", SPEC.name, **SMALL)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="must be one that can be written"):
+    with pytest.raises(InputError, match="must be a folder that can be written"):
         convnext_jax.save_pretrained(model, tmp_path / "file", SPEC.name, **SMALL)
