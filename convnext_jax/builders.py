@@ -1,6 +1,7 @@
 """From a resolved config to the objects of a run; configs stop here."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.data.pipeline import Batches, Passes, train_batches
 from convnext_jax.data.sources import Dataset, check_same_classes
 from convnext_jax.errors import InputError, Lost
+from convnext_jax.models import initial
 from convnext_jax.models.registry import backbone_name
 from convnext_jax.models.spec import ModelSpec, batch_stats_of, params_of
 from convnext_jax.report import looks
@@ -30,7 +32,7 @@ from convnext_jax.training.reporting import flat
 from convnext_jax.training.state import TrainState
 from convnext_jax.training.step import metric_names
 from convnext_jax.training.task import Evaluation
-from convnext_jax.weights.find import Weights
+from convnext_jax.weights.find import Weights, placed
 from convnext_jax.weights.load import load
 from convnext_jax.wings import wing_of
 
@@ -199,7 +201,9 @@ def initial_variables(
     key = jax.random.key(config.seed)
     if weights is None:
         shardings = sharding.parameter_shardings(spec.abstract_params(), mesh)
-        return spec.draw(key, shardings), None
+        drawings, structure = jax.tree.flatten(params_of(spec.initial(nnx.Rngs(key))))
+        places = [functools.partial(placed, place=place) for place in jax.tree.leaves(shardings)]
+        return jax.tree.unflatten(structure, initial.placed(drawings, places)), None
     name, found = f"`init_from` (={config.init_from})", weights.description.spec.name
     if found not in (spec.name, backbone_name(spec.name)):
         raise InputError(f"{name} must hold weights of {spec.name}, and has those of {found}")

@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from convnext_jax.errors import require_one_of
-from convnext_jax.models import checks, layers, stems
+from convnext_jax.models import checks, initial, layers, stems
 from convnext_jax.ops.channels import scale
 
 
@@ -56,9 +56,7 @@ class Block(nnx.Module):
         self.pwconv1 = layers.Linear(dim, 4 * dim, dtype, rngs)
         self.grn = layers.GlobalResponseNorm(4 * dim, dtype) if grn else None
         self.pwconv2 = layers.Linear(4 * dim, dim, dtype, rngs)
-        self.gamma = (
-            nnx.Param(jnp.full((dim,), layer_scale_init, jnp.float32)) if layer_scale_init else None
-        )
+        self.gamma = nnx.Param(initial.full((dim,), layer_scale_init)) if layer_scale_init else None
         self.activation = activation
         self.index = index
         self.drop_path = drop_path

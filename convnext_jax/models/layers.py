@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from convnext_jax.errors import InputError
+from convnext_jax.models import initial
 from convnext_jax.ops.channels import add_bias
 from convnext_jax.ops.dense import dense
 from convnext_jax.ops.depthwise_conv import depthwise_conv
@@ -23,7 +24,7 @@ from convnext_jax.ops.patch_conv import patch_conv
 # -2 and 2, a hundred standard deviations away: it is a plain normal distribution. (Do not truncate
 # with `jax.random.truncated_normal` at +-100: it turns a uniform draw of exactly -1, about one in
 # 16 million, into a weight of -100 standard deviations.)
-kernel_init = nnx.initializers.normal(stddev=0.02)
+kernel_init = initial.normal(stddev=0.02)
 
 # `gelu` is the exact one of the paper, with erf. The others occur in timm's smallest test models.
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -58,6 +59,7 @@ class PatchConv(nnx.Conv):
             padding="VALID",
             dtype=dtype,
             kernel_init=kernel_init,
+            bias_init=initial.zeros,
             rngs=rngs,
         )
 
@@ -76,11 +78,26 @@ class Linear(nnx.Linear):
       features_out: number of output features.
       dtype: dtype of computation and result; parameters are float32.
       rngs: its `params` stream draws the kernel.
+      kernel_init: how.
     """
 
-    def __init__(self, features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        kernel_init: initial.Initializer = kernel_init,
+    ):
         """Draws the initial parameters."""
-        super().__init__(features_in, features_out, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+        super().__init__(
+            features_in,
+            features_out,
+            dtype=dtype,
+            kernel_init=kernel_init,
+            bias_init=initial.zeros,
+            rngs=rngs,
+        )
 
     def __call__(self, inputs: Array, out_sharding=None) -> Array:
         """Multiplies `inputs` [..., features_in] by the kernel and adds the bias."""
@@ -103,7 +120,14 @@ class LayerNorm(nnx.LayerNorm):
 
     def __init__(self, features: int, eps: float, dtype: DTypeLike, rngs: nnx.Rngs):
         """Sets the scale to 1 and the bias to 0."""
-        super().__init__(features, epsilon=eps, dtype=dtype, rngs=rngs)
+        super().__init__(
+            features,
+            epsilon=eps,
+            dtype=dtype,
+            scale_init=initial.ones,
+            bias_init=initial.zeros,
+            rngs=rngs,
+        )
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         """Normalises `x` [..., C]; no position can be masked."""
@@ -128,7 +152,7 @@ class SimpleNorm(nnx.Module):
 
     def __init__(self, features: int, eps: float, dtype: DTypeLike, rngs: nnx.Rngs):
         """Sets the scale to 1."""
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.scale = nnx.Param(initial.full((features,), 1.0))
         self.epsilon = eps
         self.dtype = dtype
 
@@ -163,8 +187,8 @@ class GlobalResponseNorm(nnx.Module):
 
     def __init__(self, features: int, dtype: DTypeLike):
         """Sets both parameters to 0."""
-        self.gamma = nnx.Param(jnp.zeros((features,), jnp.float32))
-        self.beta = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.gamma = nnx.Param(initial.full((features,), 0.0))
+        self.beta = nnx.Param(initial.full((features,), 0.0))
         self.dtype = dtype
 
     def __call__(self, x: Array, inside: Array | None = None) -> Array:
@@ -195,7 +219,7 @@ class DepthwiseConv(nnx.Module):
         """Draws the initial parameters."""
         shape = (kernel_size, kernel_size, 1, features)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.bias = nnx.Param(initial.full((features,), 0.0))
         self.dtype = dtype
 
     def __call__(self, x: Array) -> Array:
@@ -248,9 +272,8 @@ def head(features: int, num_classes: int, scale: float, rngs: nnx.Rngs) -> nnx.L
     """
     if num_classes == 0:
         return None
-    layer = Linear(features, num_classes, jnp.float32, rngs)
-    layer.kernel[...] *= scale
-    return layer  # The bias is 0, and so is its multiple.
+    # The bias is 0, and so is its multiple.
+    return Linear(features, num_classes, jnp.float32, rngs, initial.normal(stddev=0.02 * scale))
 
 
 def pool_and_classify(

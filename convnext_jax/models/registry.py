@@ -9,6 +9,7 @@ from typing import Any
 from flax import nnx
 
 from convnext_jax.errors import InputError, did_you_mean
+from convnext_jax.models import initial
 from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.models.isotropic import ConvNeXtIsotropic
 from convnext_jax.models.pretrained import PRETRAINED, Pretrained
@@ -115,7 +116,10 @@ def create_model(
         raise InputError(f"`rngs` (={rngs}) must be `nnx.Rngs`, such as `nnx.Rngs(0)`")
     if num_classes is None:
         num_classes = variant.num_classes
-    return architecture(num_classes=num_classes, rngs=rngs, **arguments)
+    with initial.postponed():
+        model = architecture(num_classes=num_classes, rngs=rngs, **arguments)
+    initial.draw(model)
+    return model
 
 
 def _arguments(architecture: Any) -> list[str]:

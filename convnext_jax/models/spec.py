@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax import Array
 
+from convnext_jax.models import initial
 from convnext_jax.models.layers import DepthwiseConv
 from convnext_jax.models.registry import Model, create_model, get_variant
 from convnext_jax.models.variants import Preprocessing
@@ -55,25 +55,10 @@ class ModelSpec:
         """Builds the model with random initial weights; raises InputError as `create_model`."""
         return create_model(self.name, self.num_classes, rngs, **self.overrides)
 
-    def draw(self, key: Array, shardings: Any = None) -> Any:
-        """Draws initial parameters, each straight to its place.
-
-        Args:
-          key: for `jax.random`; the parameters are those of `create(nnx.Rngs(key))`, but for
-            rounding.
-          shardings: a tree like that of the parameters; None: JAX's default device.
-        """
-        # What draws each shape is compiled to run once. That takes a processor 15 s for ConvNeXt-T;
-        # without optimisations half of it, for a small model a fifth.
-        quickly = {
-            "xla_backend_optimization_level": 0,
-            "xla_llvm_disable_expensive_passes": True,
-        }
-        return jax.jit(
-            lambda key: params_of(self.create(nnx.Rngs(key))),
-            out_shardings=shardings,
-            compiler_options=quickly if jax.default_backend() == "cpu" else None,
-        )(key)
+    def initial(self, rngs: nnx.Rngs | None = None) -> nnx.Module:
+        """The model that `create` builds, with an `initial.Drawing` in place of each array."""
+        with initial.postponed():
+            return self.create(rngs)
 
     def abstract(self) -> nnx.Module:
         """The model with shapes in place of arrays; of all that ask for it the same."""
@@ -90,10 +75,7 @@ class ModelSpec:
 
     def initial_batch_stats(self) -> Any:
         """The tree of batch statistics before any batch, NumPy arrays; the parameters' are not."""
-        if not self.abstract_batch_stats():
-            return {}
-        # The compiler drops the drawing of parameters.
-        return jax.tree.map(np.asarray, jax.jit(lambda: batch_stats_of(self.create()))())
+        return jax.tree.map(lambda drawing: drawing.values(), batch_stats_of(self.initial()))
 
     def kernel_dtypes(self) -> dict[str, Any]:
         """The dtype that each kernel is rounded to when it is used, by the parameter's name.

@@ -6,7 +6,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from convnext_jax.models import layers
+from convnext_jax.models import initial, layers
 from convnext_jax.ops.channels import add_bias
 from convnext_jax.ops.conv import conv
 
@@ -42,6 +42,7 @@ class OverlapConv(nnx.Conv):
             padding=1,
             dtype=dtype,
             kernel_init=layers.kernel_init,
+            bias_init=initial.zeros,
             rngs=rngs,
         )
         self.activation = activation

@@ -3,6 +3,7 @@
 As mmsegmentation 0.11 has them, on which the paper's runs stand; with the names of its checkpoints.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from convnext_jax.models import initial
 from convnext_jax.ops.channels import add_bias
 from convnext_jax.ops.conv import conv
 from convnext_jax.segmentation.resize import Resizing, adaptive_mean, inside
@@ -40,10 +42,10 @@ class BatchNorm(nnx.Module):
         self, features: int, dtype: DTypeLike, momentum: float = 0.1, eps: float = 1e-5
     ) -> None:
         """Sets scale and variance to 1, bias and mean to 0."""
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
-        self.mean = nnx.BatchStat(jnp.zeros((features,), jnp.float32))
-        self.var = nnx.BatchStat(jnp.ones((features,), jnp.float32))
+        self.scale = nnx.Param(initial.full((features,), 1.0))
+        self.bias = nnx.Param(initial.full((features,), 0.0))
+        self.mean = nnx.BatchStat(initial.full((features,), 0.0))
+        self.var = nnx.BatchStat(initial.full((features,), 1.0))
         self.momentum = momentum
         self.eps = eps
         self.dtype = dtype
@@ -91,7 +93,7 @@ class ConvModule(nnx.Module):
             padding=size // 2,
             use_bias=False,
             dtype=dtype,
-            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            kernel_init=initial.normal(math.sqrt(2 / (features_out * size * size))),
             rngs=rngs,
         )
         self.bn = BatchNorm(features_out, dtype)
@@ -125,7 +127,8 @@ class Classifier(nnx.Conv):
             num_classes,
             (1, 1),
             dtype=jnp.float32,
-            kernel_init=nnx.initializers.normal(stddev=0.01),
+            kernel_init=initial.normal(stddev=0.01),
+            bias_init=initial.zeros,
             rngs=rngs,
         )
 

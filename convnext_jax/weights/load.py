@@ -161,13 +161,8 @@ def _is_head(name: str) -> bool:
 def _random(
     spec: ModelSpec, rngs: nnx.Rngs | None, places: dict[str, Any], names: list[str]
 ) -> dict[str, jax.Array]:
-    """Some of the initial arrays: the compiler drops the others."""
-    key = (nnx.Rngs(0) if rngs is None else rngs).params()
-
-    def draw(key: jax.Array) -> dict[str, jax.Array]:
-        model = spec.create(nnx.Rngs(key))
-        arrays = tree.flatten_with_names(params_of(model))
-        arrays |= tree.flatten_with_names(batch_stats_of(model))
-        return {name: arrays[name] for name in names}
-
-    return jax.jit(draw, out_shardings={name: places[name] for name in names})(key)
+    """Some of the initial arrays; the others are not drawn."""
+    model = spec.initial(rngs)
+    drawings = tree.flatten_with_names(params_of(model))
+    drawings |= tree.flatten_with_names(batch_stats_of(model))
+    return {name: placed(drawings[name].values(), places[name]) for name in names}

@@ -1,0 +1,117 @@
+"""Initial values of parameters, drawn by NumPy.
+
+What JAX draws is compiled for each shape, which takes seconds, and its last bit depends on the
+device. These are the same everywhere, and cost what drawing them costs.
+"""
+
+import concurrent.futures
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.core import Tracer
+
+# (key, shape, dtype) -> values, as Flax's layers take it.
+Initializer = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """An array that is drawn when it is asked for.
+
+    Attributes:
+      shape: its shape.
+      values: gives it, float32.
+    """
+
+    shape: tuple[int, ...]
+    values: Callable[[], np.ndarray]
+
+
+_postponed = contextvars.ContextVar("postponed", default=False)
+
+
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """Within this, new models have a `Drawing` in place of each array: nothing is drawn."""
+    token = _postponed.set(True)
+    try:
+        yield
+    finally:
+        _postponed.reset(token)
+
+
+def normal(stddev: float) -> Initializer:
+    """Values of a normal distribution about 0; traced by JAX too, where a callback draws them."""
+
+    def initializer(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Any:
+        assert dtype == jnp.float32
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        seed, shape = jax.random.key_data(key) if typed else key, tuple(shape)
+
+        def draw(seed: Array) -> np.ndarray:
+            generator = np.random.Generator(np.random.SFC64(np.asarray(seed).tolist()))
+            drawn = generator.standard_normal(shape, np.float32)
+            drawn *= np.float32(stddev)
+            return drawn
+
+        if isinstance(seed, Tracer):
+            about = jax.ShapeDtypeStruct(shape, jnp.float32)
+            return jax.pure_callback(draw, about, seed, vmap_method="sequential")
+        return _given(Drawing(shape, lambda: draw(seed)))
+
+    return initializer
+
+
+def constant(value: float) -> Initializer:
+    """The same value everywhere."""
+
+    def initializer(key: Any, shape: Sequence[int], dtype: Any = jnp.float32) -> Any:
+        del key
+        assert dtype == jnp.float32
+        shape = tuple(shape)
+        return _given(Drawing(shape, lambda: np.full(shape, value, np.float32)))
+
+    return initializer
+
+
+def full(shape: Sequence[int], value: float) -> Any:
+    """An array with the same value everywhere, float32; postponed as those of initialisers."""
+    return constant(value)(None, shape)
+
+
+zeros = constant(0.0)
+ones = constant(1.0)
+
+
+def _given(drawing: Drawing) -> Any:
+    return drawing if _postponed.get() else jax.device_put(drawing.values())
+
+
+def draw(model: nnx.Module) -> None:
+    """Draws what was postponed, onto JAX's default device; unless all is still to be postponed."""
+    if _postponed.get():
+        return
+    variables = [
+        node
+        for _, node in nnx.iter_graph(model)
+        if isinstance(node, nnx.Variable) and isinstance(node.get_value(), Drawing)
+    ]
+    arrays = placed([v.get_value() for v in variables], [jax.device_put] * len(variables))
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.set_value(array)
+
+
+def placed(
+    drawings: Sequence[Drawing], places: Sequence[Callable[[np.ndarray], Array]]
+) -> list[Array]:
+    """Draws arrays on all cores, and gives each to what puts it on its devices."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda drawing, place: place(drawing.values()), drawings, places))
