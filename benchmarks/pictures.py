@@ -92,23 +92,25 @@ def trajectory() -> plt.Figure:
     return figure
 
 
+def save(figure: plt.Figure, name: str) -> None:
+    """Writes a figure as SVG, the same file from the same numbers, and closes it."""
+    IMAGES.mkdir(exist_ok=True)
+    mpl.rcParams["svg.hashsalt"] = "convnext_jax"
+    file = IMAGES / f"{name}.svg"
+    figure.savefig(file, metadata={"Date": None, "Creator": None})
+    # Lines of matplotlib's end in spaces.
+    file.write_text("".join(f"{line.rstrip()}\n" for line in file.read_text().splitlines()))
+    plt.close(figure)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measure", action="store_true", help="run the 200 steps first; minutes")
     if parser.parse_args().measure:
         TRAJECTORY.write_text(json.dumps(measure_trajectory(), indent=1) + "\n")
-    IMAGES.mkdir(exist_ok=True)
-    # The same file from the same numbers.
-    mpl.rcParams["svg.hashsalt"] = "convnext_jax"
-    for draw in (speed, trajectory):
-        figure = draw()
-        file = IMAGES / f"{draw.__name__}.svg"
-        figure.savefig(file, metadata={"Date": None, "Creator": None})
-        text = file.read_text()
-        # Lines of matplotlib's end in spaces.
-        file.write_text("".join(f"{line.rstrip()}\n" for line in text.splitlines()))
-        plt.close(figure)
+    save(speed(), "speed")
+    save(trajectory(), "trajectory")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@
 On a slice checkpoints go to a bucket, --config.checkpoint.dir=gs://NAME/DIR; see docs/hardware.md.
 
 The part after the colon is the size: small (the default), base, large. The paper's top-1 at 224
-pixels, of the moving average: 78.7, 82.0 and 82.6 %. The effective batch is 4096 on any machine: a
-step accumulates over micro-batches of at most 128 images a device.
+pixels, of the moving average: 79.7 (the authors' README has 78.7), 82.0 and 82.6 %. The effective
+batch is 4096 on any machine: a step accumulates over micro-batches of at most 128 images a device.
 """
 
 from ml_collections import ConfigDict

@@ -27,6 +27,7 @@ class ModelConfig:
     dims: tuple[int, ...] | None = None  # channels of each stage
     kernel_size: int | None = None  # side of the depthwise filters, odd
     layer_scale_init: float | None = None  # 0: no layer scale
+    norm_group: int | None = None  # examples that share BatchNorm's statistics, on the roadmap
     head_init_scale: float = 1.0  # multiplies the initial kernel and bias of the head
     remat: bool = False  # recompute each block's activations in the backward pass
 

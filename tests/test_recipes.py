@@ -4,9 +4,14 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from flax import nnx
 from test_config import load
 
+from convnext_jax import list_models
 from convnext_jax.config import resolve
+from convnext_jax.errors import InputError
+from convnext_jax.models.batch_norm import BatchNorm
+from convnext_jax.models.spec import ModelSpec
 from convnext_jax.training.reporting import flat
 
 GOLDEN = Path(__file__).parent / "golden" / "configs"
@@ -36,6 +41,11 @@ RUNS = [
         for size in "atto femto pico nano tiny small base large xlarge convnextv2_base".split()
     ),
     *(("finetune", size) for size in (*IMAGENET_SIZES, "xlarge")),
+    *(
+        ("roadmap", f"{regime}_{step}")
+        for regime in ("resnet50", "resnet200")
+        for step in ("enhanced_recipe", "fewer_norms", "separate_downsampling")
+    ),
     ("digit_scenes_segmentation", None),
     ("segment_folder", "tiny"),
     *(("ade20k", row) for row in ADE20K),
@@ -89,6 +99,10 @@ TABLE = {
         {"small": 0.1, "base": 0.2, "large": 0.5},
         (300, 50, 4096, 4e-3, 0.05, 1, 1, (0.8, 1.0), 0.9999, None),
     ),
+    "roadmap": (
+        {f"resnet50_{step}": 0.1 for step in ("enhanced_recipe", "kernel_5", "layer_norm")},
+        (300, 20, 4096, 4e-3, 0.05, 1, 1, (0.8, 1.0), 0, None),
+    ),
     "imagenet22k": (
         {"base": 0.1, "large": 0.1, "xlarge": 0.2},
         (90, 5, 4096, 4e-3, 0.05, 1, 1, (0.8, 1.0), 0, None),
@@ -124,6 +138,26 @@ def test_values_are_those_of_the_papers_table(name):
         # The images of a device in the official runs.
         devices_images = {"large": 64}.get(run, 32) if name == "imagenet22k" else 128
         assert augment.mix_group == devices_images
+
+
+def test_the_road_has_one_recipe_and_groups_of_as_many_images_as_a_device():
+    runs = [name.removeprefix("roadmap_") for name in list_models("roadmap_*")]
+    recipes = []
+    for run in runs:
+        if run.endswith("_original"):
+            with pytest.raises(InputError, match=r"must be a later one: .*_enhanced_recipe has"):
+                load("roadmap", run)
+            continue
+        config = resolved("roadmap", run)
+        assert config.model.name == f"roadmap_{run}"
+        assert config.model.drop_path == (0.1 if run.startswith("resnet50_") else 0.5)
+        recipes.append(dataclasses.replace(config, model=None))
+        if "separate" not in run:
+            model = ModelSpec(config.model.name, 10, config.model.overrides()).abstract()
+            norms = [m for _, m in nnx.iter_graph(model) if isinstance(m, BatchNorm)]
+            assert all(norm.group == config.data.per_device_batch for norm in norms)
+            assert bool(norms) == ("layer_norm" not in run)
+    assert len(recipes) == 32 and all(recipe == recipes[0] for recipe in recipes)
 
 
 def test_only_the_largest_model_keeps_an_average_when_it_comes_from_22k():

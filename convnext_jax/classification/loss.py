@@ -12,7 +12,8 @@ from convnext_jax.classification.mixup import Mixup
 from convnext_jax.data.normalize import normalize
 from convnext_jax.training.task import Batch, Loss
 
-Apply = Callable[..., jax.Array]  # (params, images, key=None) -> logits
+# (params, batch_stats, images, key=None) -> logits, batch_stats
+Apply = Callable[..., tuple[jax.Array, Any]]
 
 
 def training_inputs(
@@ -57,7 +58,7 @@ def cross_entropy(apply: Apply, num_classes: int, **options: Any) -> Loss:
     """Makes the loss of a micro-batch.
 
     Args:
-      apply: the model as a function of its parameters.
+      apply: the model as a function of its parameters and batch statistics.
       num_classes: labels lie in [0, num_classes).
       **options: as `training_inputs` has them.
 
@@ -70,7 +71,7 @@ def cross_entropy(apply: Apply, num_classes: int, **options: Any) -> Loss:
         params: Any, batch_stats: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         images, targets = inputs(batch, key)
-        logits = apply(params, images, key=jax.random.split(key, 3)[0])
+        logits, batch_stats = apply(params, batch_stats, images, key=jax.random.split(key, 3)[0])
         return optax.softmax_cross_entropy(logits, targets).mean(), batch_stats, {}
 
     return loss

@@ -20,6 +20,7 @@ from convnext_jax.classification.transforms import (
 from convnext_jax.config import AugmentConfig, Config
 from convnext_jax.constants import DECISIVE
 from convnext_jax.data.normalize import normalize
+from convnext_jax.errors import InputError
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelDescription, ModelSpec
 from convnext_jax.models.variants import Preprocessing
@@ -49,6 +50,7 @@ def classification(
       InputError: the config does not fit the dataset or the model.
     """
     model = describe_model(config, num_classes, class_names, feeding)
+    check_groups(model.spec, examples)
     transform = TrainTransform(
         model.preprocessing.input_size,
         crop=config.data.crop,
@@ -70,8 +72,15 @@ def classification(
     def pictures(batch: Batch, key: jax.Array) -> jax.Array:
         return as_pictures(inputs(batch, key)[0], feeding.mean, feeding.std)
 
-    loss = cross_entropy(model.spec.function(), num_classes, **options)
-    return Task(model, Labelled(transform), loss, evaluation(model), pictures=pictures)
+    loss = cross_entropy(model.spec.function_with_batch_stats(), num_classes, **options)
+    return Task(
+        model,
+        Labelled(transform),
+        loss,
+        evaluation(model),
+        batch_stats=model.spec.initial_batch_stats(),
+        pictures=pictures,
+    )
 
 
 def describe_model(
@@ -95,6 +104,23 @@ def describe_model(
     )
     spec = ModelSpec(config.model.name, num_classes, config.model.overrides())
     return ModelDescription(spec, preprocessing, class_names)
+
+
+def check_groups(model: ModelSpec, examples: int) -> None:
+    """Raises InputError if BatchNorm's groups do not fit a micro-batch of so many examples."""
+    group = getattr(model.abstract(), "norm_group", None)
+    if group is None:
+        return
+    if examples < 2:
+        raise InputError(
+            "`data.global_batch` must leave 2 images or more to a micro-batch over all devices, and"
+            f" leaves {examples}: BatchNorm of {model.name} takes its statistics over them"
+        )
+    if examples > group and examples % group:
+        raise InputError(
+            f"`model.norm_group` (={group}), the images that share BatchNorm's statistics, must"
+            f" divide the {examples} of a micro-batch over all devices, or be more"
+        )
 
 
 def build_erasing(config: AugmentConfig) -> RandomErasing | None:
@@ -136,15 +162,15 @@ def evaluation(model: ModelDescription, *, confusion: bool = False) -> Evaluatio
     transform = EvalTransform(
         feeding.input_size, feeding.crop_fraction, feeding.crop_mode, feeding.interpolation
     )
-    sums = functools.partial(_sums, model.spec.function(), feeding, confusion)
+    sums = functools.partial(_sums, model.spec.function_with_batch_stats(), feeding, confusion)
     return Evaluation(Labelled(transform), sums, _results, METRIC)
 
 
 def _sums(
     apply: Any, feeding: Preprocessing, confusion: bool, params: Any, batch_stats: Any, batch: Batch
 ) -> dict[str, jax.Array]:
-    del batch_stats
-    logits = apply(params, normalize(batch["image"], feeding.mean, feeding.std))
+    images = normalize(batch["image"], feeding.mean, feeding.std)
+    logits, _ = apply(params, batch_stats, images)
     sums = masked_sums(logits, batch["label"], batch["mask"])
     if confusion:
         sums["confusion"] = confusion_counts(logits, batch["label"], batch["mask"])

@@ -115,6 +115,28 @@ def _torchvision() -> tuple[Row, ...]:
     return (*rows, Row("norm/*", "classifier.0.*"), Row("head/*", "classifier.2.*"))
 
 
+def _resnet() -> tuple[Row, ...]:
+    rows = [Row("stem/*", "conv1.*"), *_norm("stem_norm", "bn1"), Row("head/*", "fc.*")]
+    for stage in range(4):
+        ours, theirs = f"stages/{stage}/{{j}}/", f"layer{stage + 1}.{{j}}."
+        rows += [
+            Row(ours + "conv{n}/*", theirs + "conv{n}.*"),
+            *_norm(ours + "norm{n}", theirs + "bn{n}"),
+            Row(ours + "shortcut/*", theirs + "downsample.0.*"),
+            *_norm(ours + "shortcut_norm", theirs + "downsample.1"),
+        ]
+    return tuple(rows)
+
+
+def _norm(ours: str, theirs: str) -> tuple[Row, ...]:
+    """A BatchNorm, the more particular rows first."""
+    return (
+        Row(f"{ours}/mean", f"{theirs}.running_mean"),
+        Row(f"{ours}/var", f"{theirs}.running_var"),
+        Row(f"{ours}/*", f"{theirs}.*"),
+    )
+
+
 def _hf(prefix: str) -> tuple[Row, ...]:
     stage = prefix + "encoder.stages.{S}."
     layer = stage + "layers.{j}."
@@ -203,6 +225,14 @@ DIALECTS: tuple[Dialect, ...] = (
     ),
     Dialect(
         "torchvision", "torchvision", ("features.0.0.weight", "classifier.0.weight"), _torchvision()
+    ),
+    # timm's have the same names.
+    Dialect(
+        "torchvision",
+        "torchvision, ResNet",
+        ("conv1.weight", "layer1.0.conv3.weight", "fc.weight"),
+        _resnet(),
+        droppable=(rf"[\w.]+\.{upernet_rows.COUNTER}",),
     ),
     *(
         Dialect(

@@ -13,7 +13,7 @@ from convnext_jax.convert.keys import our_names
 from convnext_jax.errors import InputError
 from convnext_jax.models.registry import backbone_name, create_model, get_variant
 from convnext_jax.models.spec import batch_stats_of, params_of
-from convnext_jax.models.variants import CLASSIFIERS, VARIANTS, Variant
+from convnext_jax.models.variants import CLASSIFIERS, ROADMAP, VARIANTS, Variant
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -29,6 +29,7 @@ class Structure:
     layer_scale: bool
     stem: tuple[int, ...]  # width of each of its convolutions
     isotropic: bool
+    resnet: bool
     norm_bias: bool
     head_norm_first: bool
     head_hidden_size: int | None
@@ -45,6 +46,9 @@ _OVERRIDABLE = ("kernel_sizes", "layer_scale")
 _WIDTHS = ("decoder_channels", "auxiliary_channels")
 # Not of the backbone, which is what a model is recognised by.
 _FREE = ("num_classes", "in_channels", "upernet", *_WIDTHS)
+
+# Those that files of others may hold.
+_KNOWN = CLASSIFIERS | {n: row for n, row in ROADMAP.items() if n.endswith("_original")}
 
 _UPERNET = "upernet_"
 # Of these models, what is no backbone, and where the number of classes is seen.
@@ -89,13 +93,16 @@ def structure_of(shapes: Shapes) -> Structure:
     if heads:
         shapes = {name.removeprefix("backbone/"): shape for name, shape in shapes.items()}
     isotropic = any(name.startswith("blocks/") for name in shapes)
+    # Of a stage the 1x1 convolutions at the end of its blocks stand for its depthwise ones there.
+    resnet = any(name.endswith("/conv3/kernel") for name in shapes)
+    marked = ["conv3", "kernel"] if resnet else ["dwconv", "kernel"]
     blocks: dict[int, list[tuple[int, ...]]] = {}  # of each stage, the depthwise kernels
     stem: dict[int, tuple[int, ...]] = {}
     for name, shape in shapes.items():
         parts = name.split("/")
         if len(shape) != 4:  # No convolution, or a damaged one, which `keys.apply` will report.
             continue
-        if parts[-2:] == ["dwconv", "kernel"]:
+        if parts[-2:] == marked:
             blocks.setdefault(0 if isotropic else int(parts[1]), []).append(shape)
         elif parts[-1] == "kernel" and parts[:2] == ["downsample_layers", "0"]:
             stem[int(parts[2])] = shape
@@ -118,7 +125,8 @@ def structure_of(shapes: Shapes) -> Structure:
         layer_scale=any(n.endswith("/gamma") and "/grn/" not in n for n in shapes),
         stem=tuple(stem[i][3] for i in sorted(stem)),
         isotropic=isotropic,
-        norm_bias=any(name.endswith("/0/norm/bias") for name in shapes),
+        resnet=resnet,
+        norm_bias=any(name.endswith(("/0/norm/bias", "/0/norm1/bias")) for name in shapes),
         head_norm_first="norm_pre/scale" in shapes,
         head_hidden_size=hidden[1] if hidden else None,
         num_classes=classes if heads else head[1] if head else 0,
@@ -207,7 +215,7 @@ def infer_model(found: Structure) -> tuple[str, dict[str, Any]]:
     """
     near = [
         name
-        for name, variant in CLASSIFIERS.items()
+        for name, variant in _KNOWN.items()
         if (tuple(variant.depths), tuple(variant.dims)) == (found.depths, found.dims)
     ]
     differences = {name: _differences(found, _structure_of_variant(name)) for name in near}
@@ -222,8 +230,8 @@ def infer_model(found: Structure) -> tuple[str, dict[str, Any]]:
         )
     described = f"depths {found.depths} and dims {found.dims}"
     if not near:
-        name = min(CLASSIFIERS, key=lambda name: _distance(found, CLASSIFIERS[name]))
-        variant = CLASSIFIERS[name]
+        name = min(_KNOWN, key=lambda name: _distance(found, _KNOWN[name]))
+        variant = _KNOWN[name]
         raise InputError(
             f"no model has {described}; the closest is {name} with {variant.depths} and"
             f" {variant.dims}"

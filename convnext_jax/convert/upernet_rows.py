@@ -9,8 +9,8 @@ PRESENT = "decode_head.fpn_bottleneck."
 
 # How many batches a BatchNorm has seen, of which nothing is computed. PyTorch keeps it beside the
 # running statistics, and loaders that are strict want it.
-_COUNTER = "num_batches_tracked"
-COUNTERS = rf"(decode_head|auxiliary_head)\.[\w.]+\.(bn|batch_norm)\.{_COUNTER}"
+COUNTER = "num_batches_tracked"
+COUNTERS = rf"(decode_head|auxiliary_head)\.[\w.]+\.(bn|batch_norm)\.{COUNTER}"
 
 # What heads of a classifier or its last norm are called by us.
 _NOT_IN_BACKBONES = ("norm/*", "head/*")
@@ -81,4 +81,4 @@ def heads(norm: str, classifier: str) -> tuple[Row, ...]:
 def counters(names: Iterable[str]) -> list[str]:
     """Names of the counters that PyTorch has beside the running statistics among `names`."""
     last = "running_var"
-    return [name.removesuffix(last) + _COUNTER for name in names if name.endswith(f".{last}")]
+    return [name.removesuffix(last) + COUNTER for name in names if name.endswith(f".{last}")]

@@ -22,7 +22,7 @@ from convnext_jax.convert.torch_files import write_pickle
 from convnext_jax.convert.upernet_rows import counters
 from convnext_jax.errors import InputError
 from convnext_jax.models.registry import get_variant
-from convnext_jax.models.variants import Preprocessing
+from convnext_jax.models.variants import ROADMAP, Preprocessing
 
 EXPORTS = ("facebook", "timm", "torchvision", "hf", "mmseg")
 
@@ -68,6 +68,8 @@ def export(
       InputError: the format cannot express the model, the parameters are not the model's, or
         `path` cannot be written.
     """
+    if model_name in ROADMAP:
+        raise InputError(f"{model_name} cannot be written: no other implementation has it")
     leaves = tree.flatten_with_names(params) | tree.flatten_with_names(batch_stats or {})
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     found = recognise.structure_of({name: array.shape for name, array in arrays.items()})

@@ -86,6 +86,15 @@ def export(arguments: argparse.Namespace) -> str:
     folder = Path(arguments.output).expanduser().resolve()
     weights = find(arguments.checkpoint, step=arguments.step, ema=arguments.ema)
     found = weights.description
+    if get_variant(found.spec.name).architecture == "roadmap":
+        for flag, given in (
+            ("--fold", arguments.fold),
+            ("--formats onnx", "onnx" in arguments.formats),
+        ):
+            if given:
+                raise InputError(
+                    f"`{flag}` must not be given for {found.spec.name}: StableHLO can be written"
+                )
     size = found.preprocessing.input_size if arguments.size is None else arguments.size
     if size < 1:
         raise InputError(f"`--size` (={size}) must be positive")

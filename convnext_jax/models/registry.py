@@ -13,6 +13,7 @@ from convnext_jax.models import initial
 from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.models.isotropic import ConvNeXtIsotropic
 from convnext_jax.models.pretrained import PRETRAINED, Pretrained
+from convnext_jax.models.roadmap import RoadmapNet
 from convnext_jax.models.variants import VARIANTS, Variant
 
 # A model of any task, an `nnx.Module` to call; of classification one of the two classes above.
@@ -22,6 +23,7 @@ Model = Any
 _ARCHITECTURES: dict[str, Any] = {
     "convnext": ConvNeXt,
     "convnext_isotropic": ConvNeXtIsotropic,
+    "roadmap": RoadmapNet,
     "upernet": "convnext_jax.segmentation.upernet.UPerNet",
 }
 

@@ -7,6 +7,7 @@ backbones), and other weights, which `pretrained.py` lists.
 """
 
 import dataclasses
+from typing import Any
 
 from convnext_jax.constants import (
     ADE20K_CLASSES,
@@ -56,17 +57,21 @@ class Variant(Preprocessing):
     fine-tuned or trained on ImageNet-1K, at 224 pixels where there is one.
 
     Attributes:
-      architecture: `convnext`, `convnext_isotropic` or `upernet`, which class to build. The
-        attributes below are arguments of that class.
+      architecture: `convnext`, `convnext_isotropic`, `roadmap` or `upernet`, which class to build.
+        The attributes below are arguments of that class, where it has them.
       depths: number of blocks of each stage.
       dims: number of channels of each stage.
       layer_scale_init: initial value of `gamma`; None: the parameter does not exist.
       norm_eps: epsilon of every norm.
       kernel_size: side of the depthwise filters, or one for each stage.
       grn: global response normalisation in the blocks.
-      stem: a key of `stems.STEMS`.
-      activation: a key of `layers.ACTIVATIONS`.
-      norm: a key of `layers.NORMS`.
+      stem: a key of `stems.STEMS`; of the roadmap's of `roadmap.STEMS`.
+      activation: a key of `layers.ACTIVATIONS`; or `relu`.
+      norm: a key of `layers.NORMS`; or of `roadmap.NORMS`.
+      block: of the roadmap's models, as the next three; one of `roadmap.BLOCKS`.
+      depthwise: the k x k convolutions of bottlenecks are depthwise.
+      fewer_activations: one a block instead of three.
+      fewer_norms: likewise.
       head_norm_first: the final norm comes before the pooling.
       head_hidden_size: width of a hidden layer in the head; None: there is none.
       num_classes: of the dataset that the paper trains it on.
@@ -83,6 +88,10 @@ class Variant(Preprocessing):
     stem: str = "patch"
     activation: str = "gelu"
     norm: str = "layer_norm"
+    block: str = "bottleneck"
+    depthwise: bool = False
+    fewer_activations: bool = False
+    fewer_norms: bool = False
     head_norm_first: bool = False
     head_hidden_size: int | None = None
     num_classes: int = IMAGENET_1K_CLASSES
@@ -202,9 +211,73 @@ def _upernet(backbone: Variant) -> Variant:
     )
 
 
-VARIANTS: dict[str, Variant] = CLASSIFIERS | {
-    # The paper's are over tiny to xlarge.
-    f"upernet_{name}": _upernet(row)
-    for name, row in CLASSIFIERS.items()
-    if row.architecture == "convnext"
+def _widths(first: int) -> tuple[int, ...]:
+    return tuple(first * 2**stage for stage in range(4))
+
+
+# The steps from ResNet to ConvNeXt (section 2; tables 10 and 11), each with what it changes in the
+# one before, for ResNet-50 and ResNet-200. Bottlenecks give four times the width of their 3x3
+# convolutions.
+_Change = dict[str, Any]
+
+
+def _both(**change: Any) -> tuple[_Change, _Change]:
+    return change, change
+
+
+ROADMAP_STEPS: dict[str, tuple[_Change, _Change]] = {
+    "original": (
+        {"depths": (3, 4, 6, 3), "dims": _widths(256), "interpolation": "bilinear"},
+        {"depths": (3, 24, 36, 3), "dims": _widths(256), "interpolation": "bilinear"},
+    ),
+    "enhanced_recipe": _both(interpolation="bicubic"),  # the same network
+    "stage_ratio": ({"depths": (3, 3, 9, 3)}, {"depths": (3, 3, 27, 3), "dims": _widths(4 * 84)}),
+    "patchify_stem": _both(stem="patch"),
+    "depthwise_conv": _both(depthwise=True),
+    "increased_width": ({"dims": _widths(4 * 96)}, {"dims": _widths(4 * 128)}),
+    "inverted_bottleneck": (
+        {"block": "inverted_bottleneck", "dims": _widths(96)},
+        {"block": "inverted_bottleneck", "dims": _widths(128)},
+    ),
+    "depthwise_first": _both(block="depthwise_first"),
+    # Of these only the second is kept.
+    "kernel_5": _both(kernel_size=5),
+    "kernel_7": _both(kernel_size=7),
+    "kernel_9": _both(kernel_size=9),
+    "kernel_11": _both(kernel_size=11),
+    "gelu": _both(kernel_size=7, activation="gelu"),
+    "fewer_activations": _both(fewer_activations=True),
+    "fewer_norms": _both(fewer_norms=True),
+    "layer_norm": _both(norm="layer_norm", norm_eps=1e-6),
 }
+
+
+def _roadmap(regime: int) -> dict[str, Variant]:
+    """The networks of ResNet-50 (0) or ResNet-200 (1), by the name of the step."""
+    sofar: _Change = {"activation": "relu", "norm": "batch_norm", "norm_eps": 1e-5}
+    sofar |= {"stem": "resnet", "kernel_size": 3, "layer_scale_init": None}
+    rows = {}
+    for step, changes in ROADMAP_STEPS.items():
+        sofar |= changes[regime]
+        rows[step] = Variant(architecture="roadmap", **sofar)
+    last = ("convnext_tiny", "convnext_base")[regime]
+    rows["separate_downsampling"] = dataclasses.replace(CLASSIFIERS[last], layer_scale_init=None)
+    return rows
+
+
+ROADMAP: dict[str, Variant] = {
+    f"roadmap_{name}_{step}": row
+    for regime, name in enumerate(("resnet50", "resnet200"))
+    for step, row in _roadmap(regime).items()
+}
+
+# The paper's of segmentation are over tiny to xlarge.
+VARIANTS: dict[str, Variant] = (
+    CLASSIFIERS
+    | ROADMAP
+    | {
+        f"upernet_{name}": _upernet(row)
+        for name, row in CLASSIFIERS.items()
+        if row.architecture == "convnext"
+    }
+)

@@ -13,50 +13,53 @@ _LARGE = 2**15
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
-def conv(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+def conv(x: Array, kernel: Array, stride: int, padding: Padding, groups: int = 1) -> Array:
     """Convolves `x` with XLA's convolution.
 
     Args:
       x: [N, H, W, C] floating point.
-      kernel: [k, l, C, D] floating point, used as rounded to the dtype of `x`. Its gradient is not
-        rounded to that, so sums over devices, which follow, are in the kernel's dtype.
+      kernel: [k, l, C / groups, D] floating point, used as rounded to the dtype of `x`. Its
+        gradient is not rounded to that, so sums over devices, which follow, are in the kernel's
+        dtype.
       stride: of both axes.
       padding: zeros around the images.
+      groups: of channels; 1, or C.
 
     Returns:
       [N, H', W', D], same dtype as `x`.
     """
-    return _conv(x, kernel, stride, padding)
+    return _conv(x, kernel, stride, padding, groups)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
-    return _convolve(x, kernel.astype(x.dtype), stride, padding)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(x: Array, kernel: Array, stride: int, padding: Padding, groups: int) -> Array:
+    return _convolve(x, kernel.astype(x.dtype), stride, padding, groups)
 
 
-def _convolve(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+def _convolve(x: Array, kernel: Array, stride: int, padding: Padding, groups: int) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
         padding=padding,
         dimension_numbers=DIMENSION_NUMBERS,
+        feature_group_count=groups,
     )
 
 
 def _forward(
-    x: Array, kernel: Array, stride: int, padding: Padding
+    x: Array, kernel: Array, stride: int, padding: Padding, groups: int
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, kernel, stride, padding), (x, kernel)
+    return _conv(x, kernel, stride, padding, groups), (x, kernel)
 
 
 def _backward(
-    stride: int, padding: Padding, residuals: tuple[Array, Array], dy: Array
+    stride: int, padding: Padding, groups: int, residuals: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
     x, kernel = residuals
     rounded = kernel.astype(x.dtype)
-    (dx,) = jax.linear_transpose(lambda x: _convolve(x, rounded, stride, padding), x)(dy)
-    return dx, filter_gradient(x, kernel, dy, stride, padding)
+    (dx,) = jax.linear_transpose(lambda x: _convolve(x, rounded, stride, padding, groups), x)(dy)
+    return dx, filter_gradient(x, kernel, dy, stride, padding, groups)
 
 
 _conv.defvjp(_forward, _backward)

@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from convnext_jax.models import initial
+from convnext_jax.models.batch_norm import BatchNorm
 from convnext_jax.ops.channels import add_bias
 from convnext_jax.ops.conv import conv
 from convnext_jax.segmentation.resize import Resizing, adaptive_mean, inside
@@ -22,53 +23,6 @@ POOL_SCALES = (1, 2, 3, 6)
 # Width of the decoder and of the auxiliary head, for backbones of every size.
 DECODER_CHANNELS = 512
 AUXILIARY_CHANNELS = 256
-
-
-class BatchNorm(nnx.Module):
-    """Batch normalisation over all but the last axis, as PyTorch computes it.
-
-    In training statistics are of the whole batch, on all devices; the running variance takes the
-    unbiased one. All is float32 whatever `dtype`, the result's dtype, is.
-    (`torch.nn.BatchNorm2d`, and `SyncBatchNorm` where a batch is split.)
-
-    Args:
-      features: number of channels C.
-      dtype: dtype of the result.
-      momentum: share of the batch's statistics in the new running ones.
-      eps: added to the variance.
-    """
-
-    def __init__(
-        self, features: int, dtype: DTypeLike, momentum: float = 0.1, eps: float = 1e-5
-    ) -> None:
-        """Sets scale and variance to 1, bias and mean to 0."""
-        self.scale = nnx.Param(initial.full((features,), 1.0))
-        self.bias = nnx.Param(initial.full((features,), 0.0))
-        self.mean = nnx.BatchStat(initial.full((features,), 0.0))
-        self.var = nnx.BatchStat(initial.full((features,), 1.0))
-        self.momentum = momentum
-        self.eps = eps
-        self.dtype = dtype
-
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Normalises `x` [..., C]; in training by the batch's own statistics, which it notes."""
-        x = x.astype(jnp.float32)
-        row = (1,) * (x.ndim - 1) + (-1,)
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            count = x.size // x.shape[-1]
-            mean = x.mean(axes)
-            # Of the differences: the mean of squares minus the square of the mean loses digits.
-            var = jnp.square(x - mean.reshape(row)).mean(axes)
-            unbiased = var * (count / max(count - 1, 1))
-            for running, seen in ((self.mean, mean), (self.var, unbiased)):
-                old = running[...]
-                running[...] = old + self.momentum * (jax.lax.stop_gradient(seen) - old)
-        else:
-            mean, var = self.mean[...], self.var[...]
-        factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
-        y = (x - mean.reshape(row)) * factor.reshape(row) + self.bias[...].reshape(row)
-        return y.astype(self.dtype)
 
 
 class ConvModule(nnx.Module):

@@ -22,6 +22,7 @@ from test_config import load
 
 from convnext_jax.checkpointing.steps import completed_steps
 from convnext_jax.config import resolve
+from convnext_jax.models.variants import ROADMAP, ROADMAP_STEPS
 from convnext_jax.optim.param_groups import layer_group
 from convnext_jax.training.reporting import flat
 
@@ -231,3 +232,38 @@ def test_fine_tuning_on_a_folder(train, large_1k, tmp_path):
     assert trained.steps[0]["loss"] == pytest.approx(math.log(3), abs=1e-2)
     assert trained.evaluation["eval_params_num_examples"] == 9
     started_from(trained, large_1k, "ema", new_head=True)
+
+
+STEPS = [step for step in ROADMAP_STEPS if step != "original"] + ["separate_downsampling"]
+
+
+@pytest.mark.parametrize(
+    "step",
+    # models/test_roadmap.py has the networks of all of them
+    [
+        step if step == "fewer_norms" else pytest.param(step, marks=pytest.mark.slow)
+        for step in STEPS
+    ],
+)
+def test_every_step_of_the_road(train, imagenet1k, step, folders):
+    variant = ROADMAP[f"roadmap_resnet50_{step}"]
+    wide = variant.architecture == "roadmap" and variant.block == "bottleneck"
+    sizes = {
+        "model.kernel_size": variant.kernel_size,
+        "model.dims": tuple((4 if wide else 1) * dim for dim in SMALL["model.dims"]),
+    }
+    trained = train("roadmap", f"resnet50_{step}", imagenet1k | sizes)
+    assert trained.steps[0]["loss"] == pytest.approx(math.log(1000), abs=0.5)
+    if variant.norm == "batch_norm":
+        statistics = trained.arrays("batch_stats")
+        # Two steps of two micro-batches, each of which moved them by a tenth.
+        assert statistics and all(
+            np.any(array != (1 if name.endswith("var") else 0))
+            for name, array in statistics.items()
+        )
+    command = [sys.executable, "-m", "convnext_jax.evaluate", "--checkpoint", trained.workdir]
+    result = commands.run([*command, "--json"], commands.environment(*folders))
+    assert result.returncode == 0, result.stderr
+    again = json.loads(result.stdout)
+    # float32 sums in another order, and another program.
+    assert again["loss"] == pytest.approx(trained.evaluation["eval_params_loss"], rel=1e-5)

@@ -6,10 +6,10 @@ from oracles import timm
 from convnext_jax.errors import InputError
 from convnext_jax.models.pretrained import PRETRAINED
 from convnext_jax.models.registry import get_pretrained, list_pretrained
-from convnext_jax.models.variants import VARIANTS, Preprocessing
+from convnext_jax.models.variants import CLASSIFIERS, VARIANTS, Preprocessing
 
 # Others have weights too, but not with timm.
-IN_TIMM = [name for name in VARIANTS if VARIANTS[name].architecture == "convnext"]
+IN_TIMM = [name for name in CLASSIFIERS if CLASSIFIERS[name].architecture == "convnext"]
 
 
 def test_all_of_timms_weights_are_listed():

@@ -12,13 +12,13 @@ from torch_weights import randomise, renamed
 from convnext_jax.errors import InputError
 from convnext_jax.models import layers, stems
 from convnext_jax.models.registry import create_model
-from convnext_jax.models.variants import VARIANTS
+from convnext_jax.models.variants import CLASSIFIERS
 from convnext_jax.tree import flatten_with_names
 
 nn = torch.nn
 
 # timm has no isotropic models; those are tested in test_isotropic.py.
-IN_TIMM = [name for name in VARIANTS if VARIANTS[name].architecture == "convnext"]
+IN_TIMM = [name for name in CLASSIFIERS if CLASSIFIERS[name].architecture == "convnext"]
 
 
 def on_meta(name, **overrides):

@@ -10,8 +10,9 @@ from segmentation import hf_upernet
 from torch.nn import functional
 
 from convnext_jax import tree
+from convnext_jax.models.batch_norm import BatchNorm
 from convnext_jax.models.spec import ModelSpec
-from convnext_jax.segmentation.heads import POOL_SCALES, BatchNorm, Classifier
+from convnext_jax.segmentation.heads import POOL_SCALES, Classifier
 from convnext_jax.segmentation.loss import pixel_loss, segmentation_loss
 from convnext_jax.segmentation.resize import adaptive_mean, resize
 from convnext_jax.segmentation.upernet import UPerNet

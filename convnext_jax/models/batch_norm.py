@@ -1,0 +1,83 @@
+"""Batch normalisation, whose running statistics are a model's only state beside its parameters."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from convnext_jax.errors import InputError
+from convnext_jax.models import initial
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all but the last axis, as PyTorch computes it.
+
+    In training statistics are of the whole batch, on all devices, or of groups of examples; the
+    running variance takes the unbiased one. All is float32 whatever `dtype`, the result's dtype,
+    is. (`torch.nn.BatchNorm2d`, and `SyncBatchNorm` where a batch is split.)
+
+    Args:
+      features: number of channels C.
+      dtype: dtype of the result.
+      momentum: share of the batch's statistics in the new running ones.
+      eps: added to the variance.
+      group: number of consecutive examples that share their statistics in training; the running
+        ones then take the mean over the groups. A smaller batch is one group. None: so is any.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        dtype: DTypeLike,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        group: int | None = None,
+    ) -> None:
+        """Sets scale and variance to 1, bias and mean to 0."""
+        self.scale = nnx.Param(initial.full((features,), 1.0))
+        self.bias = nnx.Param(initial.full((features,), 0.0))
+        self.mean = nnx.BatchStat(initial.full((features,), 0.0))
+        self.var = nnx.BatchStat(initial.full((features,), 1.0))
+        self.momentum = momentum
+        self.eps = eps
+        self.group = group
+        self.dtype = dtype
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Normalises `x` [N, ..., C]; in training by the batch's own statistics, which it notes.
+
+        Raises:
+          InputError: in training, N is more than a group and makes no whole groups.
+        """
+        x = x.astype(jnp.float32)
+        if train:
+            y, statistics = self._by_groups(x)
+            for running, seen in zip((self.mean, self.var), statistics, strict=True):
+                old = running[...]
+                running[...] = old + self.momentum * (jax.lax.stop_gradient(seen) - old)
+            return y.astype(self.dtype)
+        row = (1,) * (x.ndim - 1) + (-1,)
+        factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
+        y = (x - self.mean[...].reshape(row)) * factor.reshape(row) + self.bias[...].reshape(row)
+        return y.astype(self.dtype)
+
+    def _by_groups(self, x: Array) -> tuple[Array, tuple[Array, Array]]:
+        """The batch normalised, and the means over groups of mean and unbiased variance, [C]."""
+        size = x.shape[0] if self.group is None else min(self.group, x.shape[0])
+        if x.shape[0] % size:
+            raise InputError(
+                f"a micro-batch of {x.shape[0]} examples must make whole groups of {size}, over"
+                " which BatchNorm takes its statistics"
+            )
+        groups = x.reshape(-1, size, *x.shape[1:])
+        axes, row = tuple(range(1, x.ndim)), (-1,) + (1,) * (x.ndim - 1) + (x.shape[-1],)
+        count = groups[0].size // x.shape[-1]
+        mean = groups.mean(axes)
+        # Of the differences: the mean of squares minus the square of the mean loses digits.
+        var = jnp.square(groups - mean.reshape(row)).mean(axes)
+        channels = (1,) * x.ndim + (-1,)
+        factor = self.scale[...].reshape(1, -1) * jax.lax.rsqrt(var + self.eps)
+        y = (groups - mean.reshape(row)) * factor.reshape(row) + self.bias[...].reshape(channels)
+        unbiased = var * (count / max(count - 1, 1))
+        return y.reshape(x.shape), (mean.mean(0), unbiased.mean(0))
