@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-segmentation-plans results-scaling docs bench bench-check chaos rehearsal clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-roadmap results-segmentation-plans results-scaling docs bench bench-check chaos rehearsal clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -60,6 +60,10 @@ results-export: .venv/.test
 # Follows PyTorch for 200 steps, and draws the pictures of README and docs from result files.
 results-pictures: .venv/.test
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.pictures --measure
+
+# Trains four steps of the roadmap on the digits, and writes docs/roadmap.md's tables and figures.
+results-roadmap: .venv/.test
+	$(BIN)/python -m benchmarks.roadmap --measure
 
 # Plans the training of UPerNet on small TPU slices, and writes it into docs/segmentation.md.
 results-segmentation-plans: .venv/.plan

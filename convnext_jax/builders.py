@@ -20,7 +20,7 @@ from convnext_jax.data.pipeline import Batches, Passes, train_batches
 from convnext_jax.data.sources import Dataset, check_same_classes
 from convnext_jax.errors import InputError, Lost
 from convnext_jax.models import initial
-from convnext_jax.models.registry import backbone_name
+from convnext_jax.models.registry import backbone_name, same_network
 from convnext_jax.models.spec import ModelSpec, batch_stats_of, params_of
 from convnext_jax.report import looks
 from convnext_jax.retry import is_passing, retrying
@@ -86,9 +86,10 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
         assert wing.page is not None
         wing.page(path, task.model, params, batch_stats, held_out)
 
-    def look(params: Any) -> list[str]:
+    def look(params: Any, batch_stats: Any) -> list[str]:
         # Read to this process's devices: of several processes none has all of them.
-        return looks.look(task.model, lambda: params, held_out, config.report_examples)
+        arrays = params, batch_stats
+        return looks.look(task.model, lambda: arrays, held_out, config.report_examples)
 
     def batches(start_step: int) -> Batches:
         return train_batches(
@@ -205,7 +206,7 @@ def initial_variables(
         places = [functools.partial(placed, place=place) for place in jax.tree.leaves(shardings)]
         return jax.tree.unflatten(structure, initial.placed(drawings, places)), None
     name, found = f"`init_from` (={config.init_from})", weights.description.spec.name
-    if found not in (spec.name, backbone_name(spec.name)):
+    if not same_network(found, spec.name) and found != backbone_name(spec.name):
         raise InputError(f"{name} must hold weights of {spec.name}, and has those of {found}")
     try:
         loaded = load(

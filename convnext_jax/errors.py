@@ -74,7 +74,7 @@ def explain_missing_packages(extra: str = "train") -> None:
 
 @contextlib.contextmanager
 def needed_for(purpose: str, extra: str) -> Iterator[None]:
-    """Where a package is imported that not everybody has: raises InputError if it is not there.
+    """Where a package is imported that not everybody has: raises InputError if that fails.
 
     Args:
       purpose: what needs it, such as "writing ONNX".
@@ -84,6 +84,8 @@ def needed_for(purpose: str, extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise InputError(_needs(purpose, error.name, extra)) from error
+    except ImportError as error:  # it is there, and damaged
+        raise InputError(f"{purpose} needs what cannot be imported: {error}") from error
 
 
 def _needs(purpose: str, package: str | None, extra: str) -> str:

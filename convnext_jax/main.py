@@ -100,7 +100,7 @@ def _write_report(job: loop.Run, workdir: Path, state: TrainState | None, evalua
     look, spec = job.look, ModelDescription.from_json(job.description).spec
     # Of several processes none has all parameters: `python -m convnext_jax.report` reads them.
     if jax.process_count() == 1 and look is not None and state is not None:
-        sections = functools.partial(look, state.candidates()[evaluated][0])
+        sections = functools.partial(look, *state.candidates()[evaluated])
     else:
         sections = None
     try:

@@ -31,6 +31,7 @@ from convnext_jax.config import Config
 from convnext_jax.config_files import ConfigFileParser, load_config
 from convnext_jax.data.prepared import base_name
 from convnext_jax.errors import InputError, exit_in_one_sentence
+from convnext_jax.models.registry import get_variant
 from convnext_jax.planning.compiling import Job, Variant, analyse, measure, search
 from convnext_jax.planning.machines import GIB, Machine, describe_devices, parse_machine
 from convnext_jax.planning.whole_run import feeding
@@ -158,7 +159,10 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
         raise InputError(f"`--compilations` (={arguments.compilations}) must be positive")
     config = load_config(arguments.config, overrides)
     classes, examples = dataset_size(config)
-    tried = variants(machine, arguments.fsdp, arguments.remat)
+    remat = arguments.remat
+    if remat is None and get_variant(config.model.name).norm == "batch_norm":
+        remat = False  # what BatchNorm notes cannot be computed twice
+    tried = variants(machine, arguments.fsdp, remat)
     result: dict[str, Any] = {
         "config": arguments.config,
         "topology": machine.name,

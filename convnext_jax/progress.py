@@ -32,6 +32,7 @@ def progress_bar(
         desc=what,
         total=total,
         unit=f" {unit}",
+        unit_scale=unit == "bytes",
         delay=_PATIENCE_SECONDS,
         disable=not watched,
         leave=False,

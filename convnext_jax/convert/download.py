@@ -6,6 +6,8 @@ import hashlib
 import http.client
 import os
 import re
+import socket
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -58,6 +60,7 @@ class HubRepository:
         self.repository = repository
         self.revision = revision
         self.unreachable = ""
+        self._reachable: bool | None = None  # not known yet
 
     def find(self, file: str) -> Path | None:
         """Returns the path in the cache of a file, which is downloaded if it is not there.
@@ -76,29 +79,32 @@ class HubRepository:
         name = f"hf-hub:{self.repository}"
         try:
             import huggingface_hub as hub
-            from huggingface_hub import errors
+            from huggingface_hub import constants, errors
         except ImportError as error:
             raise InputError(
                 f"{name} needs huggingface_hub (`pip install huggingface_hub`)"
             ) from error
+        if self._reachable is None:
+            self._reachable = _can_be_reached(constants.ENDPOINT)
         try:
             found = hub.hf_hub_download(
                 self.repository,
                 file,
                 revision=self.revision,
-                local_files_only=bool(self.unreachable),  # Asked in vain once is enough.
+                local_files_only=not self._reachable,
             )
         except errors.LocalEntryNotFoundError:
+            self._reachable = False  # Asked in vain once is enough.
             self.unreachable = (
-                f"the Hub at {hub.constants.ENDPOINT} is switched off or cannot be reached, and"
-                f" there is no such file in the cache {hub.constants.HF_HUB_CACHE}"
+                f"the Hub at {constants.ENDPOINT} is switched off or cannot be reached, and"
+                f" there is no such file in the cache {constants.HF_HUB_CACHE}"
             )
             return None
         except errors.EntryNotFoundError:
             return None
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
             raise InputError(
-                f"{name} is not on {hub.constants.ENDPOINT}, or needs a login (revision:"
+                f"{name} is not on {constants.ENDPOINT}, or needs a login (revision:"
                 f" {self.revision or 'main'})"
             ) from error
         except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
@@ -111,6 +117,22 @@ class HubRepository:
                 f" delete {path.resolve()} and try again"
             )
         return path
+
+
+def _can_be_reached(endpoint: str) -> bool:
+    """Whether a server's name is known; where not, the Hub's library tries for half a minute."""
+    if urllib.request.getproxies():
+        return True  # They know more names than this machine.
+    for pause in (1, 2, 0):
+        try:
+            socket.getaddrinfo(urllib.parse.urlsplit(endpoint).hostname, None)
+        except socket.gaierror as error:
+            if error.errno != socket.EAI_AGAIN:
+                return False
+            time.sleep(pause)  # What fails in passing deserves another chance.
+        else:
+            return True
+    return False
 
 
 def from_url(url: str, directory: Path | None = None) -> Path:

@@ -216,6 +216,9 @@ def declared_model(
     return name, {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
 
 
+_RESNETS = ("resnet50", "resnet101", "resnet152", "resnet200", "tv_resnet50", "tv_resnet101")
+
+
 def check_settings(
     settings: Mapping[str, Mapping[str, Any]], model: str, overrides: Mapping[str, Any]
 ) -> None:
@@ -230,3 +233,7 @@ def check_settings(
     ):
         if said is not None and said != ours:
             raise InputError(f"`config.json` has `{key}` {said}, but {model} has {ours}")
+    # Others with the same tensors differ in what has none, such as filters against aliasing.
+    said = config.get("architecture")
+    if variant.architecture == "roadmap" and said not in (None, *_RESNETS):
+        raise InputError(f"`config.json` has `architecture` {said}, which is not {model}")

@@ -69,7 +69,7 @@ def export(
         `path` cannot be written.
     """
     if model_name in ROADMAP:
-        raise InputError(f"{model_name} cannot be written: no other implementation has it")
+        raise InputError(f"{model_name} cannot be written: other formats are for published models")
     leaves = tree.flatten_with_names(params) | tree.flatten_with_names(batch_stats or {})
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     found = recognise.structure_of({name: array.shape for name, array in arrays.items()})

@@ -20,6 +20,7 @@ from PIL import Image
 
 from convnext_jax.data.decode import one_line
 from convnext_jax.errors import InputError
+from convnext_jax.progress import progress_bar
 
 NAME = "imagenet22k"
 # What a manual_dir may hold, beside the classes themselves.
@@ -215,8 +216,10 @@ class BigArchive:
           InputError: the archive is damaged, or has a class twice, an empty one or none.
         """
         names = set()
-        with _readable(self.path):
-            for name, file in self._classes():
+        # A terabyte, of which nothing is written yet.
+        bar = progress_bar("looking for classes", self.path.stat().length, "bytes")
+        with _readable(self.path), bar:
+            for name, file in self._classes(bar):
                 if name in names:
                     raise InputError(f"{self.path} must have each class once, and has {name} twice")
                 names.add(name)
@@ -239,7 +242,7 @@ class BigArchive:
         """Names it in messages."""
         return str(self.path)
 
-    def _classes(self) -> Iterator[tuple[str, IO[bytes]]]:
+    def _classes(self, bar: Any = None) -> Iterator[tuple[str, IO[bytes]]]:
         # A stream cannot go back, but neither can it skip; so only what is compressed is one.
         mode: Any = "r|gz" if self.path.suffix == ".gz" else "r:"
         with (
@@ -247,6 +250,8 @@ class BigArchive:
             tarfile.open(fileobj=file, mode=mode, bufsize=_READ_SIZE) as archive,
         ):
             for member in archive:
+                if bar is not None:
+                    bar.update(file.tell() - bar.n)
                 base = member.name.rpartition("/")[2]
                 name = _class_of(base)
                 content = archive.extractfile(member)

@@ -39,6 +39,7 @@ from convnext_jax.data.prepared import (
     wrong_format,
 )
 from convnext_jax.errors import InputError
+from convnext_jax.progress import progress_bar
 
 _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 _IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
@@ -176,17 +177,24 @@ def _convert(builder: tfds.core.DatasetBuilder) -> None:
     from tensorflow_datasets.core import file_adapters
 
     directory = epath.Path(builder.data_dir)
-    for split in builder.info.splits.values():
+    splits = builder.info.splits.values()
+    bar = progress_bar("converting", sum(split.num_examples for split in splits), "examples")
+    for split in splits:
         template: Any = split.filename_template
         template = template.replace(filetype_suffix=_ARRAY_RECORD.file_suffix)
         for shard, source in enumerate(split.filepaths):
             target = template.sharded_filepath(shard_index=shard, num_shards=split.num_shards)
             partial = target.parent / f"incomplete.{target.name}"
             records: Any = tf.data.TFRecordDataset(os.fspath(source)).as_numpy_iterator()
-            file_adapters.ArrayRecordFileAdapter.write_examples(
-                partial, ((i, record) for i, record in enumerate(records))
-            )
+
+            def counted(records: Any = records) -> Iterator[tuple[int, Any]]:
+                for pair in enumerate(records):
+                    yield pair
+                    bar.update()
+
+            file_adapters.ArrayRecordFileAdapter.write_examples(partial, counted())
             partial.rename(target)
+    bar.close()
     description = directory / "dataset_info.json"
     info = json.loads(description.read_text())
     formats = info.setdefault("alternativeFileFormats", [])

@@ -1,5 +1,7 @@
 """Batch normalisation, whose running statistics are a model's only state beside its parameters."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -70,14 +72,24 @@ class BatchNorm(nnx.Module):
                 f"a micro-batch of {x.shape[0]} examples must make whole groups of {size}, over"
                 " which BatchNorm takes its statistics"
             )
-        groups = x.reshape(-1, size, *x.shape[1:])
-        axes, row = tuple(range(1, x.ndim)), (-1,) + (1,) * (x.ndim - 1) + (x.shape[-1],)
-        count = groups[0].size // x.shape[-1]
-        mean = groups.mean(axes)
+        # Examples are first reduced one by one, and only their [N, C] is put into groups, which may
+        # lie across devices.
+        inside = tuple(range(1, x.ndim - 1))
+
+        def over_groups(values: Array) -> Array:
+            return values.mean(inside).reshape(-1, size, x.shape[-1]).mean(1)
+
+        def to_examples(values: Array) -> Array:
+            rows = jnp.repeat(values, size, axis=0)
+            return rows.reshape(-1, *(1,) * len(inside), x.shape[-1])
+
+        mean = over_groups(x)
+        centred = x - to_examples(mean)
         # Of the differences: the mean of squares minus the square of the mean loses digits.
-        var = jnp.square(groups - mean.reshape(row)).mean(axes)
-        channels = (1,) * x.ndim + (-1,)
+        var = over_groups(jnp.square(centred))
         factor = self.scale[...].reshape(1, -1) * jax.lax.rsqrt(var + self.eps)
-        y = (groups - mean.reshape(row)) * factor.reshape(row) + self.bias[...].reshape(channels)
+        row = (1,) * (x.ndim - 1) + (-1,)
+        y = centred * to_examples(factor) + self.bias[...].reshape(row)
+        count = size * math.prod(x.shape[1:-1])
         unbiased = var * (count / max(count - 1, 1))
-        return y.reshape(x.shape), (mean.mean(0), unbiased.mean(0))
+        return y, (mean.mean(0), unbiased.mean(0))

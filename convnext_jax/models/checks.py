@@ -79,8 +79,17 @@ def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
     return found
 
 
-def check_images(images: Array, channels: int, smallest: int) -> None:
-    """Raises an InputError unless `images` is floating [N, H, W, channels] and large enough."""
+def check_inputs(images: Array, key: Array | None, channels: int, smallest: int) -> None:
+    """Raises an InputError unless `images` is floating [N, H, W, channels] and large enough.
+
+    Likewise unless `key` is one, or None.
+    """
+    require(
+        key is None or isinstance(key, jax.Array),
+        "key",
+        key,
+        "be made by `jax.random.key`, or None for inference",
+    )
     require(
         isinstance(images, jax.Array | np.ndarray),
         "images",

@@ -3,7 +3,7 @@
 Fields turn it into ConvNeXt V2 (arXiv 2301.00808) and into timm's variants; their defaults are V1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,9 @@ class Block(nnx.Module):
         return x + y
 
 
-def run_blocks(blocks: Sequence[Block], x: Array, key: Array | None, remat: bool) -> Array:
+def run_blocks(
+    blocks: Sequence[Callable[..., Array]], x: Array, key: Array | None, remat: bool
+) -> Array:
     """Applies `blocks` in turn.
 
     With `remat` the backward pass keeps only what lies between blocks, and computes each block's
@@ -241,7 +243,7 @@ class ConvNeXt(layers.Keyed):
           InputError: if `images` is not as above.
         """
         smallest = 4 * 2 ** (len(self.dims) - 1)
-        checks.check_images(images, self.in_channels, smallest)
+        checks.check_inputs(images, key, self.in_channels, smallest)
         x = images.astype(self.dtype)
         maps = []
         for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):

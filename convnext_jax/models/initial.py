@@ -114,4 +114,6 @@ def placed(
 ) -> list[Array]:
     """Draws arrays on all cores, and gives each to what puts it on its devices."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda drawing, place: place(drawing.values()), drawings, places))
+        values = pool.map(lambda drawing: drawing.values(), drawings)
+        # In this thread, which JAX's default device may be set for.
+        return [place(array) for array, place in zip(values, places, strict=True)]

@@ -93,7 +93,7 @@ class ConvNeXtIsotropic(layers.Keyed):
         Raises:
           InputError: if `images` is not as above.
         """
-        checks.check_images(images, self.in_channels, smallest=16)
+        checks.check_inputs(images, key, self.in_channels, smallest=16)
         x = self.stem(images.astype(self.dtype))
         return [run_blocks(self.blocks, x, key, self.remat)]
 

@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import importlib
 import inspect
+import operator
 from typing import Any
 
 from flax import nnx
@@ -14,9 +15,9 @@ from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.models.isotropic import ConvNeXtIsotropic
 from convnext_jax.models.pretrained import PRETRAINED, Pretrained
 from convnext_jax.models.roadmap import RoadmapNet
-from convnext_jax.models.variants import VARIANTS, Variant
+from convnext_jax.models.variants import VARIANTS, Preprocessing, Variant
 
-# A model of any task, an `nnx.Module` to call; of classification one of the two classes above.
+# A model of any task, an `nnx.Module` to call; of classification one of the classes above.
 Model = Any
 
 # Classes of other tasks are in their wings, above this file: named, and imported when one is built.
@@ -58,6 +59,13 @@ def get_variant(name: str) -> Variant:
 def backbone_name(name: str) -> str | None:
     """The classifier that a model has as its backbone; None: it has none."""
     return name.removeprefix("upernet_") if get_variant(name).architecture == "upernet" else None
+
+
+def same_network(one: str, other: str) -> bool:
+    """Whether two names stand for one network, whose images may be fed differently."""
+    plain = {field.name: field.default for field in dataclasses.fields(Preprocessing)}
+    rows = (dataclasses.replace(get_variant(name), **plain) for name in (one, other))
+    return operator.eq(*rows)
 
 
 def get_pretrained(name: str) -> Pretrained:

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from convnext_jax.errors import require_one_of
 from convnext_jax.models import checks, initial, layers
 from convnext_jax.models.batch_norm import BatchNorm
+from convnext_jax.models.convnext import run_blocks
 from convnext_jax.ops.channels import add_bias
 from convnext_jax.ops.conv import conv
 from convnext_jax.ops.strided_depthwise import strided_depthwise_conv
@@ -225,11 +226,13 @@ class RoadmapNet(layers.Keyed):
       norm_eps: epsilon of every norm.
       norm_group: number of consecutive examples that share BatchNorm's statistics in training: the
         paper's were those of one GPU. A smaller batch is one group.
+      layer_scale_init: must be 0 or None: there is none on the road.
       drop_path: probability in [0, 1) of dropping the last block's residual path of an example in
         training; the blocks before it have linearly less, the first one 0.
       head_init_scale: multiplies the initial kernel of the head.
       dtype: dtype of computation: float32, bfloat16, or for inference float16.
-      remat: must be False: what BatchNorm notes cannot be computed twice.
+      remat: recompute the inside of blocks in the backward pass instead of storing it; not with
+        BatchNorm, which cannot note its statistics twice.
       rngs: its `params` stream draws the initial values; nothing of it is kept.
 
     Raises:
@@ -253,6 +256,7 @@ class RoadmapNet(layers.Keyed):
         norm: str = "batch_norm",
         norm_eps: float = 1e-5,
         norm_group: int = 128,
+        layer_scale_init: float | None = None,
         drop_path: float = 0.0,
         head_init_scale: float = 1.0,
         dtype: DTypeLike = "float32",
@@ -270,8 +274,19 @@ class RoadmapNet(layers.Keyed):
             ("norm", norm, NORMS),
         ):
             require_one_of(name, value, known)
-        checks.require(not remat, "remat", remat, "be False for a model with BatchNorm")
-        checks.require(norm_group >= 2, "norm_group", norm_group, "be at least 2")
+        checks.require(
+            not layer_scale_init, "layer_scale_init", layer_scale_init, "be 0 or None on the road"
+        )
+        checks.require(
+            not remat or norm != "batch_norm", "remat", remat, "be False for a model with BatchNorm"
+        )
+        checks.require(
+            isinstance(norm_group, int) and norm_group >= 2,
+            "norm_group",
+            norm_group,
+            "be a whole number, at least 2",
+        )
+        checks.require(isinstance(kernel_size, int), "kernel_size", kernel_size, "be one number")
         if block == "bottleneck":
             checks.require(
                 all(dim % _EXPANSION == 0 for dim in dims), "dims", dims, "be multiples of 4"
@@ -282,6 +297,7 @@ class RoadmapNet(layers.Keyed):
         self.in_channels = in_channels
         self.dtype = checks.compute_dtype(dtype)
         self.activation = activation
+        self.remat = remat
         self.norm_group = norm_group if norm == "batch_norm" else None
 
         def make_norm(features: int) -> Any:
@@ -345,7 +361,7 @@ class RoadmapNet(layers.Keyed):
         Raises:
           InputError: `images` is not as above, or makes no whole groups.
         """
-        checks.check_images(images, self.in_channels, smallest=4 * 2 ** (len(self.dims) - 1))
+        checks.check_inputs(images, key, self.in_channels, smallest=4 * 2 ** (len(self.dims) - 1))
         x = self.stem(images.astype(self.dtype))
         if self.stem_norm is not None:
             x = _ACTIVATIONS[self.activation](self.stem_norm(x, key is not None))
@@ -359,8 +375,7 @@ class RoadmapNet(layers.Keyed):
             )
         maps = []
         for blocks in self.stages:
-            for block in blocks:
-                x = block(x, key)
+            x = run_blocks(blocks, x, key, self.remat)
             maps.append(x)
         return maps
 

@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jax import Array
 
-from convnext_jax.models import initial
+from convnext_jax.models import initial, roadmap
 from convnext_jax.models.layers import DepthwiseConv
 from convnext_jax.models.registry import Model, create_model, get_variant
 from convnext_jax.models.variants import Preprocessing
@@ -86,13 +86,13 @@ class ModelSpec:
         return {
             "/".join(map(str, (*path, "kernel"))): module.dtype
             for path, module in modules
-            if isinstance(module, nnx.Linear | nnx.Conv | DepthwiseConv)
+            if isinstance(module, nnx.Linear | nnx.Conv | DepthwiseConv | roadmap.Conv)
         }
 
-    def with_params(self, params: Any) -> Model:
-        """The model with given parameters; for those without batch statistics."""
-        graph, _ = nnx.split(self.abstract())
-        return nnx.merge(graph, params)
+    def with_params(self, params: Any, batch_stats: Any = None) -> Model:
+        """The model with given parameters, and batch statistics if it has any."""
+        graph, *_ = nnx.split(self.abstract(), nnx.Param, nnx.BatchStat)
+        return nnx.merge(graph, params, batch_stats or {})
 
     def function(self) -> Callable[..., Array]:
         """The model as a pure function (params, images, key=None) -> logits."""

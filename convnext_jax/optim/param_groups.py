@@ -11,6 +11,8 @@ from convnext_jax.errors import InputError
 _BESIDE_THE_BACKBONE = ("norm0", "norm1", "norm2", "norm3", "decode_head", "auxiliary_head")
 # What is a head, and not the backbone, of a classifier and of a model with heads over maps.
 _HEADS = ("head", "pre_logits", "decode_head", "auxiliary_head")
+# Of networks on the road from ResNet to ConvNeXt.
+_STEMS = ("stem", "stem_norm")
 # Blocks of the third stage that share a group of the layer-wise learning-rate decay.
 _BLOCKS_A_GROUP = 3
 
@@ -83,7 +85,8 @@ def layer_group(name: str, depths: Sequence[int]) -> int:
     is in the first of these; then the last stage; last the final norm and the head. A stage has its
     downsampling with it. The reference has depths 3, 3, 27, 3 (14 groups); its detection code
     follows the same rule for 3, 3, 9, 3 (8 groups), and here all depths do. Of an isotropic model,
-    which the reference does not treat, three blocks each are a group behind the stem.
+    which the reference does not treat, three blocks each are a group behind the stem. A ResNet's
+    stage has its projections with it.
 
     Args:
       name: of the parameter, as `convnext_jax.tree` has it.
@@ -102,6 +105,8 @@ def layer_group(name: str, depths: Sequence[int]) -> int:
     else:
         of_last_stage = 3 + math.ceil(depths[2] / _BLOCKS_A_GROUP)
         last = of_last_stage + 1
+        if part in _STEMS:
+            return 0
         if part == "downsample_layers":
             return (0, 2, 3, of_last_stage)[int(rest[0])]
         if part == "stages":
@@ -152,7 +157,7 @@ def stage_scales(params: Any, depths: Sequence[int], decay: float) -> Any:
     def scale(name: str, _: Any) -> float:
         layer_group(name, depths)  # what is no part of a model must not train at the full rate
         part, *rest = name.removeprefix("backbone/").split("/")
-        if part == "downsample_layers":
+        if part in ("downsample_layers", *_STEMS):
             return decay**last
         return decay ** (last - int(rest[0]) - 1) if part == "stages" else 1.0
 

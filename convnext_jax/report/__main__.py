@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -106,7 +107,11 @@ def _look(weights: Weights, arguments: argparse.Namespace) -> list[str]:
     config = from_dict(values)
     source = wing_of(model.spec.name).open(config, config.data.eval_split)
     source, _ = starting.with_labels_of(model, source, str(weights))
-    return looks.look(model, weights.read, source, arguments.examples)
+
+    def arrays() -> tuple[Any, Any]:
+        return weights.read(), weights.batch_stats()
+
+    return looks.look(model, arrays, source, arguments.examples)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,17 +10,17 @@ from convnext_jax.report.mistakes import find_mistakes
 
 
 def look(
-    model: ModelDescription, params: Callable[[], Any], source: Any, examples: int
+    model: ModelDescription, arrays: Callable[[], tuple[Any, Any]], source: Any, examples: int
 ) -> list[str]:
     """Sections of a page.
 
     Args:
       model: described with its preprocessing.
-      params: gives its parameters, if they are needed.
+      arrays: gives its parameters and batch statistics, if they are needed.
       source: examples that it was not trained on, with its labels.
       examples: how many of them to look at.
     """
     if get_variant(model.spec.name).task != "classification":
         return []
-    found = find_mistakes(model, params(), source, examples=examples)
+    found = find_mistakes(model, *arrays(), source, examples=examples)
     return [page.classes(found), page.mistakes(found)]

@@ -59,6 +59,7 @@ class Findings(NamedTuple):
 def find_mistakes(
     described: ModelDescription,
     params: Any,
+    batch_stats: Any,
     source: Any,
     *,
     examples: int,
@@ -70,6 +71,7 @@ def find_mistakes(
     Args:
       described: the model, and how images are fed to it.
       params: its parameters.
+      batch_stats: its batch statistics, empty for most.
       source: the split: images with labels by index, `class_names` and `split`.
       examples: how many to look at.
       most: how many mistakes to keep.
@@ -77,7 +79,7 @@ def find_mistakes(
     """
     names = readable(source.class_names, len(source.class_names))
     assert names is not None
-    model = described.spec.with_params(params)
+    model = described.spec.with_params(params, batch_stats)
     predictor = Predictor(model, described.preprocessing, batch_size=batch_size)
     count = min(examples, len(source))
     places = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()

@@ -69,7 +69,7 @@ class Run:
         none to draw.
       pictures: (batch, step) -> uint8 [n, H, W, 3], what the model is fed with in a step, for
         TensorBoard; None: nothing to look at.
-      look: (parameters) -> sections of the report, on what the model does on examples; None: there
+      look: likewise -> sections of the report, on what the model does on examples; None: there
         is no report.
     """
 
@@ -99,7 +99,7 @@ class Run:
     began: float
     page: Callable[[Path, Any, Any], None] | None = None
     pictures: Callable[[Any, int], jax.Array] | None = None
-    look: Callable[[Any], list[str]] | None = None
+    look: Callable[[Any, Any], list[str]] | None = None
 
     @property
     def best_metric(self) -> str:

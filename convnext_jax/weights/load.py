@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from convnext_jax import tree
 from convnext_jax.errors import InputError
-from convnext_jax.models.registry import Model, backbone_name
+from convnext_jax.models.registry import Model, backbone_name, same_network
 from convnext_jax.models.spec import ModelSpec, batch_stats_of, params_of
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.weights.find import Weights, find, placed, shardings
@@ -99,14 +99,17 @@ def load(
         found.spec.num_classes if num_classes is None else num_classes,
         {**found.spec.overrides, **overrides},
     )
-    if spec.name != found.spec.name:
+    if not same_network(spec.name, found.spec.name):
         if backbone_name(spec.name) != found.spec.name:
             raise InputError(
                 f"the weights in {weights.source} must be of {spec.name} or its backbone, and are"
                 f" of {found.spec.name}"
             )
-    same = (spec.name, spec.num_classes) == (found.spec.name, found.spec.num_classes)
-    head = head and same
+    head = (
+        head
+        and same_network(spec.name, found.spec.name)
+        and spec.num_classes == found.spec.num_classes
+    )
     return Loaded(
         model=_build(spec, weights, head, rngs, mesh),
         spec=spec,
@@ -125,7 +128,7 @@ def _build(
     shapes, saved = nnx.to_pure_dict(state), weights.description.spec
     places = tree.flatten_with_names(shardings(shapes, mesh))
     arrays = tree.flatten_with_names(weights.read(mesh))
-    if saved.name != spec.name:
+    if not same_network(saved.name, spec.name):
         head = True  # a random one is among what the backbone does not have
         arrays = {
             f"backbone/{name}": array

@@ -142,3 +142,11 @@ def test_a_hub_id_is_loaded(tmp_path):
     assert offline.returncode == 2 and offline.stderr.count("\n") == 1
     for word in (repository, "model.safetensors", str(tmp_path / "empty"), url):
         assert word in offline.stderr
+    # A server whose name nobody knows, as on a node without the Internet, is not asked again.
+    direct = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "")
+    direct |= {name.upper(): "" for name in direct}
+    nowhere = "http://hub.invalid"
+    for home, status in (("home", 0), ("empty", 2)):
+        unknown = hub_command(tmp_path / home, nowhere, repository, **direct)
+        assert unknown.returncode == status and unknown.stderr.count("\n") == (status > 0)
+    assert f"the Hub at {nowhere} is switched off or cannot be reached" in unknown.stderr

@@ -9,9 +9,10 @@ from convnext_jax.convert import recognise
 from convnext_jax.convert.keys import apply, key_map
 from convnext_jax.convert.write import export_map
 from convnext_jax.errors import InputError
-from convnext_jax.models.registry import get_variant, list_models
+from convnext_jax.models.registry import get_variant
+from convnext_jax.models.variants import CLASSIFIERS
 
-STAGED = [name for name in list_models(task="classification") if "isotropic" not in name]
+STAGED = [name for name in CLASSIFIERS if "isotropic" not in name]
 V1 = ["tiny", "small", "base", "large", "xlarge"]
 V2 = ["atto", "femto", "pico", "nano", "tiny", "base", "large", "huge"]
 
@@ -84,8 +85,8 @@ def test_models_that_a_format_cannot_express():
 
 def test_variants_that_shapes_cannot_tell_apart_need_a_choice(monkeypatch):
     shapes = recognise.flat_shapes(recognise.parameter_shapes("convnext_atto", 1000, {}))
-    twin = {**recognise.CLASSIFIERS, "convnext_twin": get_variant("convnext_atto")}
-    monkeypatch.setattr(recognise, "CLASSIFIERS", twin)
+    twin = {**recognise._KNOWN, "convnext_twin": get_variant("convnext_atto")}
+    monkeypatch.setattr(recognise, "_KNOWN", twin)
     structure_of_variant = recognise._structure_of_variant
     monkeypatch.setattr(
         recognise,

@@ -11,8 +11,8 @@ from flax import nnx
 from random_models import functional
 
 from convnext_jax.models.flops import count_macs
-from convnext_jax.models.registry import create_model, list_models
-from convnext_jax.models.variants import VARIANTS
+from convnext_jax.models.registry import create_model
+from convnext_jax.models.variants import CLASSIFIERS, VARIANTS
 from convnext_jax.tree import flatten_with_names
 
 # Parameters with 1000 classes, and multiply-accumulates in 10^9 at 224 pixels as published (tiny to
@@ -65,8 +65,8 @@ def images(size, n=1):
 
 
 def test_table_is_complete():
-    assert len(list_models(task="classification")) == 32
-    assert {name for name in list_models(task="classification") if name not in PUBLISHED} == {
+    assert len(CLASSIFIERS) == 32
+    assert {name for name in CLASSIFIERS if name not in PUBLISHED} == {
         *(f"convnext_{size}_ols" for size in ("atto", "femto", "pico", "nano")),
         *("convnext_tiny_hnf", "convnext_large_mlp", "convnext_xxlarge"),
         *("convnext_zepto_rms", "convnext_zepto_rms_ols"),
@@ -89,7 +89,7 @@ def test_parameters_and_macs(name):
     assert count_macs(apply, shapes, images(224)) / 1e9 == pytest.approx(giga_macs, rel=0.02)
 
 
-@pytest.mark.parametrize("name", list_models(task="classification"))
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_shapes_and_dtypes(name):
     variant = VARIANTS[name]
     # One block a stage, which traces faster: blocks do not change shapes.
@@ -112,7 +112,7 @@ def test_shapes_and_dtypes(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", list_models(task="classification"))
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_variant_reaches_the_model(name):
     variant = VARIANTS[name]
     names = flatten_with_names(published(name)[1])

@@ -88,6 +88,13 @@ def test_what_is_postponed_is_drawn_as_the_model_would():
     same(eager, {name: drawing.values() for name, drawing in postponed.items()})
 
 
+def test_jaxs_default_device_is_where_a_model_goes():
+    device = jax.devices()[2]
+    with jax.default_device(device):
+        model = create_model("convnext_atto", 3, **SMALL)
+    assert {array.device for array in arrays_of(model).values()} == {device}
+
+
 @pytest.mark.parametrize("name", ["convnext_tiny", "upernet_convnext_atto"])
 def test_nothing_is_compiled_for_each_shape(name):
     program = f"""

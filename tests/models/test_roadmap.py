@@ -1,5 +1,8 @@
 """The road from ResNet to ConvNeXt: published counts, and a PyTorch statement of every step."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +12,17 @@ from flax import nnx
 from oracles import torchvision
 from torch.nn import functional
 
-from convnext_jax import create_model, load, save_pretrained, tree
+from convnext_jax import create_model, load, save_pretrained, sharding, tree
 from convnext_jax.convert.__main__ import main as convert
+from convnext_jax.convert.published import check_settings
 from convnext_jax.errors import InputError
 from convnext_jax.export.__main__ import main as export
 from convnext_jax.models.batch_norm import BatchNorm
 from convnext_jax.models.flops import count_macs
+from convnext_jax.models.registry import same_network
 from convnext_jax.models.spec import ModelSpec, batch_stats_of, params_of
 from convnext_jax.models.variants import ROADMAP, ROADMAP_STEPS
+from convnext_jax.optim.param_groups import layer_scales, stage_scales
 
 STEPS = [*ROADMAP_STEPS, "separate_downsampling"]
 # Tables 10 and 11 of the paper: GFLOPs of each step, for ResNet-50 and ResNet-200.
@@ -319,13 +325,78 @@ def test_statistics_of_groups_are_those_of_separate_batches():
         BatchNorm(4, jnp.float32, group=4)(pixels, True)
 
 
+@pytest.mark.parametrize("group", [2, 8, 24])
+def test_groups_across_devices_give_the_same_and_gather_no_maps(group):
+    """24 examples on 8 devices: groups within a device, of several, and all in one."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(24, 6, 6, 16)), jnp.float32)
+    target = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+    graph, variables = nnx.split(BatchNorm(16, jnp.float32, group=group))
+    state = nnx.to_pure_dict(variables)
+
+    def loss(x):
+        norm = nnx.merge(graph, state)
+        return jnp.sum((norm(x, True) - target) ** 2), (norm.mean[...], norm.var[...])
+
+    function = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    spread = jax.device_put(x, sharding.batch_sharding(sharding.create_mesh()))
+    for one, eight in zip(*(jax.tree.leaves(function(a)) for a in (x, spread)), strict=True):
+        # float32 sums in another order.
+        np.testing.assert_allclose(one, eight, rtol=1e-5, atol=1e-5)
+    gathered = re.findall(
+        r"f32\[([\d,]+)\]\S* all-gather", function.lower(spread).compile().as_text()
+    )
+    # What is exchanged are statistics of examples, never their maps.
+    assert all(math.prod(map(int, shape.split(","))) <= 24 * 16 for shape in gathered)
+
+
+def test_published_weights_start_the_enhanced_recipe_and_only_their_own_network():
+    assert same_network("roadmap_resnet50_original", "roadmap_resnet50_enhanced_recipe")
+    assert not same_network("roadmap_resnet50_original", "roadmap_resnet50_stage_ratio")
+    assert not same_network("roadmap_resnet50_separate_downsampling", "convnext_tiny")
+    check_settings({"config.json": {"architecture": "resnet50"}}, "roadmap_resnet50_original", {})
+    with pytest.raises(InputError, match="`architecture` resnetblur50, which is not roadmap"):
+        blurred = {"config.json": {"architecture": "resnetblur50"}}
+        check_settings(blurred, "roadmap_resnet50_original", {})
+
+
+def test_kernels_are_rounded_as_they_are_used_and_rates_decay():
+    spec = ModelSpec("roadmap_resnet50_original", 3, {"dtype": "bfloat16", "depths": (1, 1, 1, 1)})
+    shapes = tree.flatten_with_names(spec.abstract_params())
+    dtypes = spec.kernel_dtypes()
+    assert dtypes.keys() == {name for name in shapes if name.endswith("kernel")}
+    assert {str(dtype) for name, dtype in dtypes.items() if name != "head/kernel"} == {"bfloat16"}
+    for scales in (layer_scales, stage_scales):
+        found = tree.flatten_with_names(scales(spec.abstract_params(), spec.depths, 0.5))
+        assert found["head/bias"] == 1 and min(found.values()) == found["stem/kernel"] < 0.1
+        assert found["stem_norm/scale"] == found["stem/kernel"] < found["stages/0/0/conv1/kernel"]
+
+
+def test_norms_of_layers_can_be_recomputed():
+    small = {"depths": (1, 1, 1, 1), "dims": (8, 16, 32, 64), "norm": "layer_norm"}
+    plain, again = (
+        create_model("roadmap_resnet50_fewer_norms", 3, remat=remat, **small)
+        for remat in (False, True)
+    )
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
+
+    def loss(params, graph):
+        return jnp.sum(nnx.merge(graph, params)(images, key=jax.random.key(0)) ** 2)
+
+    found = [jax.grad(loss)(*reversed(nnx.split(model))) for model in (plain, again)]
+    # The same operations, fused otherwise.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *found)
+
+
 @pytest.mark.parametrize(
     "overrides, sentence",
     [
         ({"stem": "overlap"}, "`stem` (=overlap) must be one of resnet, patch"),
         ({"block": "inverted"}, "`block` (=inverted) must be one of bottleneck"),
         ({"remat": True}, "`remat` (=True) must be False for a model with BatchNorm"),
-        ({"norm_group": 1}, "`norm_group` (=1) must be at least 2"),
+        ({"layer_scale_init": 1e-6}, "`layer_scale_init` (=1e-06) must be 0 or None"),
+        ({"norm_group": 1}, "`norm_group` (=1) must be a whole number, at least 2"),
+        ({"kernel_size": (3, 3, 3, 3)}, "`kernel_size` (=(3, 3, 3, 3)) must be one number"),
         ({"dims": (30, 60, 120, 240)}, "must be multiples of 4"),
         ({"grn": True}, "`grn` (=True) must be one of the overrides"),
     ],

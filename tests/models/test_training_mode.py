@@ -148,6 +148,8 @@ def test_switches_that_would_change_nothing_are_refused(name):
 
 def test_what_is_no_array_or_generator():
     model = create_model("convnext_atto", 3, depths=(1, 1, 1, 1), dims=(4, 4, 4, 4))
+    with pytest.raises(InputError, match="`key` .=0. must be made by `jax.random.key`"):
+        model(np.zeros((1, 32, 32, 3), np.float32), key=0)
     with pytest.raises(InputError, match="`images` .=list. must be an array of JAX or NumPy"):
         model([[0.0]])
     with pytest.raises(InputError, match="`rngs` .=0. must be `nnx.Rngs`"):

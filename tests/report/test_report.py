@@ -180,7 +180,7 @@ def test_the_surest_mistakes_come_first(images):
     source = open_source("folder", "val", images)
     model = ModelDescription(SPEC, FEEDING, tuple(sorted(NAMES)))
     params = random_params(SPEC.abstract_params(), 0)
-    found = find_mistakes(model, params, source, examples=1000, most=4)
+    found = find_mistakes(model, params, {}, source, examples=1000, most=4)
     chances = [mistake.probability for mistake in found.mistakes]
     assert len(chances) == 4 and chances == sorted(chances, reverse=True)
     predictor = Predictor(SPEC.with_params(params), FEEDING)
@@ -192,7 +192,7 @@ def test_the_surest_mistakes_come_first(images):
         assert mistake.probability == pytest.approx(prediction.probabilities[0], rel=1e-4)
         assert mistake.explained.size == mistake.seen.size == (64, 64)
     # Evenly over the split, not its first class alone.
-    some = find_mistakes(model, params, source, examples=7)
+    some = find_mistakes(model, params, {}, source, examples=7)
     counts = matrix(some.pairs, 3).sum(1)
     assert (counts >= 2).all() and counts.sum() <= 7
     assert some.total == 28
