@@ -147,10 +147,10 @@ def export(arguments: argparse.Namespace) -> str:
         "date": today(),
     }
     sizes = [f"{name}, {len(content) / 2**20:.1f} MiB" for name, content in files.items()]
-    files["model.json"] = described
     for name in formats:
         files[f"run_{name}.py"] = script(name, spec.num_classes, task == "segmentation")
-    write_folder(folder, files)
+    # Last: who finds it finds all.
+    write_folder(folder, files | {"model.json": described})
     return (
         f"{folder}: {spec.name}, {weights} ({PARAMETERS[weights.parameters]}), {size} pixels,"
         f" {described['input']['pixels']}; {'; '.join(sizes)}"

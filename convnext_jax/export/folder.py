@@ -97,7 +97,10 @@ def script(runtime: str, num_classes: int, segments: bool) -> str:
 def require_free(folder: Path) -> None:
     """Raises InputError unless a folder can be made there, or is there and empty."""
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # A volume that was just made has `lost+found`.
+        if folder.exists() and (
+            not folder.is_dir() or any(entry.name != "lost+found" for entry in folder.iterdir())
+        ):
             raise InputError(f"`output` (={folder}) must be a new or an empty folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
         probe = _part(folder)
@@ -112,6 +115,9 @@ def require_free(folder: Path) -> None:
 def write_folder(folder: Path, files: Mapping[str, bytes | str | dict[str, Any]]) -> None:
     """Makes a folder of files at once: bytes, texts, and what is written as JSON.
 
+    Into one that is there, which may be a mounted volume, they are moved one by one, the last of
+    them last.
+
     Raises:
       RunError: it cannot be written; nothing of it is left.
     """
@@ -123,8 +129,15 @@ def write_folder(folder: Path, files: Mapping[str, bytes | str | dict[str, Any]]
                 content = json.dumps(content, indent=2) + "\n"
             data = content.encode() if isinstance(content, str) else content
             (part / name).write_bytes(data)
-        part.replace(folder)
+        if not folder.exists():
+            part.replace(folder)
+            return
+        for name in files:
+            (part / name).replace(folder / name)
     except OSError as error:
+        if part.parent == folder:
+            for name in files:
+                (folder / name).unlink(missing_ok=True)
         raise RunError(f"writing {folder} failed: {error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -136,4 +149,6 @@ def today() -> str:
 
 
 def _part(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    name = f".{folder.name}.{os.getpid()}.part"
+    # The folder around one that is there may be another file system, or may not be written.
+    return folder / name if folder.is_dir() else folder.with_name(name)

@@ -12,7 +12,9 @@ from PIL import Image
 
 from convnext_jax import predict as predict_command
 from convnext_jax.classification.predictor import Prediction, Predictor
+from convnext_jax.errors import InputError, RunError
 from convnext_jax.export import __main__ as command
+from convnext_jax.export.folder import require_free, write_folder
 from convnext_jax.models.spec import ModelSpec
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.weights.save import save_pretrained
@@ -244,3 +246,26 @@ def test_predict_segments_with_what_was_exported(photo, tmp_path, runtime, capsy
     assert ours.shape == (501, 333) and len(np.unique(ours)) > 1
     # Where two classes are as likely, rounding decides.
     assert (ours == theirs).mean() > 0.999
+
+
+def test_into_a_folder_that_is_there_and_may_be_a_mounted_volume(tmp_path):
+    volume = tmp_path / "volume"
+    (volume / "lost+found").mkdir(parents=True)
+    before = volume.stat().st_ino
+    require_free(volume)
+    write_folder(volume, {"model.onnx": b"weights", "model.json": {"a": 1}})
+    # Another folder cannot take a mounted one's place.
+    assert volume.stat().st_ino == before
+    assert {path.name for path in volume.iterdir()} == {"lost+found", "model.onnx", "model.json"}
+    assert json.loads((volume / "model.json").read_text()) == {"a": 1}
+    with pytest.raises(InputError, match="must be a new or an empty folder"):
+        require_free(volume)
+
+
+def test_what_cannot_be_written_to_its_end_leaves_nothing(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("there", "new"):
+        # The last name is that of no file.
+        with pytest.raises(RunError, match="failed"):
+            write_folder(tmp_path / name, {"model.onnx": b"weights", "no/model.json": "{}"})
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
