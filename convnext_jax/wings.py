@@ -69,7 +69,8 @@ def _parts_of_images(
     model: ModelDescription, data: Any, *, skip: bool, confusion: bool = False
 ) -> list[tuple[Any, Evaluation]]:
     del skip  # the evaluator does
-    return [(data, of_images.evaluation(model, confusion=confusion))]
+    among = getattr(data, "among", None)
+    return [(data, of_images.evaluation(model, confusion=confusion, among=among))]
 
 
 def _parts_of_masks(

@@ -1,10 +1,11 @@
 """Classification as the loop sees it: from a config to the model, its loss and its evaluation."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from convnext_jax.classification.erasing import RandomErasing
@@ -150,27 +151,40 @@ def build_mixup(config: AugmentConfig, examples: int) -> Mixup | None:
     return mixup
 
 
-def evaluation(model: ModelDescription, *, confusion: bool = False) -> Evaluation:
+def evaluation(
+    model: ModelDescription, *, confusion: bool = False, among: Sequence[int] | None = None
+) -> Evaluation:
     """The evaluation of a classifier: `top1` and `top5` as fractions, and the mean `loss`.
 
     Args:
       model: described with its preprocessing.
       confusion: also count which class was taken for which: `confusion`, int64 [classes, classes],
         by label (first axis) and prediction.
+      among: classes that are looked at, the labels' among them; None: all.
     """
     feeding = model.preprocessing
     transform = EvalTransform(
         feeding.input_size, feeding.crop_fraction, feeding.crop_mode, feeding.interpolation
     )
-    sums = functools.partial(_sums, model.spec.function_with_batch_stats(), feeding, confusion)
+    apply = model.spec.function_with_batch_stats()
+    sums = functools.partial(_sums, apply, feeding, confusion, among)
     return Evaluation(Labelled(transform), sums, _results, METRIC)
 
 
 def _sums(
-    apply: Any, feeding: Preprocessing, confusion: bool, params: Any, batch_stats: Any, batch: Batch
+    apply: Any,
+    feeding: Preprocessing,
+    confusion: bool,
+    among: Sequence[int] | None,
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
 ) -> dict[str, jax.Array]:
     images = normalize(batch["image"], feeding.mean, feeding.std)
     logits, _ = apply(params, batch_stats, images)
+    if among is not None:
+        counted = np.isin(np.arange(logits.shape[1]), among)
+        logits = jnp.where(counted.reshape(1, -1), logits, -jnp.inf)
     sums = masked_sums(logits, batch["label"], batch["mask"])
     if confusion:
         sums["confusion"] = confusion_counts(logits, batch["label"], batch["mask"])

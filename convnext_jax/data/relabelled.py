@@ -19,6 +19,7 @@ class Relabelled:
       num_classes: how many classes there are.
       num_files: that reading it keeps open, at most.
       notes: sentences on the dataset, as it has them.
+      among: the new labels that examples can have, if not all.
     """
 
     def __init__(self, source: Any, places: Sequence[int]):
@@ -32,6 +33,8 @@ class Relabelled:
         names = dict(zip(places, source.class_names, strict=True))
         self.class_names = tuple(names[label] for label in range(self.num_classes))
         self.num_files, self.notes = source.num_files, source.notes
+        among = getattr(source, "among", None)
+        self.among = None if among is None else tuple(sorted(places[label] for label in among))
         self._source = source
         self._places = tuple(places)
 

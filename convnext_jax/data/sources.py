@@ -10,6 +10,7 @@ from PIL import Image
 from convnext_jax.data import digits, folder
 from convnext_jax.data.decode import decode
 from convnext_jax.data.folder import FolderSource
+from convnext_jax.data.imagenet_subsets import SUBSETS
 from convnext_jax.data.prepared import base_name, require_prepared
 from convnext_jax.data.records import Records, listed_features, top_features
 from convnext_jax.data.relabelled import Relabelled
@@ -26,9 +27,11 @@ class Source(Records):
       num_classes: how many classes there are.
       num_files: how many files stay open in a process that has read from all of them.
       notes: sentences about what is left out: none.
+      among: the labels that examples can have, if not all: whose likeliest counts.
     """
 
     notes: tuple[str, ...] = ()
+    among: tuple[int, ...] | None
     class_names: tuple[str, ...]
     num_classes: int
 
@@ -63,6 +66,7 @@ class Source(Records):
         self._image_key, self._label_key = _image_and_label(self.name, info)
         self.class_names = tuple(top_features(info)[self._label_key].names)
         self.num_classes = len(self.class_names)
+        self.among = SUBSETS.get(base_name(self.name))
 
 
 # What `open_source` gives: examples by index, with `class_names`.
@@ -142,11 +146,25 @@ def check_same_classes(training: HasClasses, evaluation: HasClasses) -> None:
     )
 
 
+def _has_classes(feature: Any) -> bool:
+    """Whether a feature is a list of classes."""
+    inner = getattr(feature, "feature", None)
+    return isinstance(feature, tfds.features.Sequence) and isinstance(
+        inner, tfds.features.ClassLabel
+    )
+
+
 def _image_and_label(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
     """The features that hold the image and the class: the supervised ones, or the only ones."""
     flat = top_features(info)
     images = [key for key, f in flat.items() if isinstance(f, tfds.features.Image)]
     labels = [key for key, f in flat.items() if isinstance(f, tfds.features.ClassLabel)]
+    several = [key for key, f in flat.items() if _has_classes(f)]
+    if several:
+        raise InputError(
+            f"dataset `{name}` must have one class for each image: `{several[0]}` has several, and"
+            f" nothing else of it ({', '.join(labels)}) may be scored in their place"
+        )
     supervised = info.supervised_keys or ()
     if len(supervised) == 2 and supervised[0] in images and supervised[1] in labels:
         return supervised[0], supervised[1]
