@@ -4,6 +4,8 @@ A part ends with `Broken` where the run does something else than the documents p
 """
 
 import contextlib
+import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -75,6 +77,14 @@ def steps(stage: Stage, dataset: str, workers: int) -> dict[str, Any]:
         if all(role in sample for sample in watched)
     }
     return result
+
+
+def long(stage: Stage) -> dict[str, Any]:
+    """Ten times as many steps, whether what grows at first goes on to."""
+    size = stage.size
+    longer = copy.copy(stage)
+    longer.size = dataclasses.replace(size, steps=10 * size.steps, warmup=10 * size.warmup)
+    return steps(longer, "folder", 2) | {"steps": longer.size.steps}
 
 
 def _most_until_the_end(run: Run, began: float) -> dict[str, float]:
@@ -286,6 +296,7 @@ PARTS: dict[str, Callable[[Stage], dict[str, Any]]] = {
     for dataset in _CONFIGS
     for workers in (2, 32)
 } | {
+    "folder-long": long,
     "evaluate": evaluate,
     "resume": resume,
     "xl-1": lambda stage: large_state(stage, 1),

@@ -36,6 +36,7 @@ def table(results: dict[str, Any]) -> str:
             "",
         ]
     sentences = {
+        "folder-long": _long,
         "evaluate": _evaluate,
         "resume": _resume,
         "xl-1": _large_state,
@@ -71,6 +72,17 @@ def _steps_row(name: str, workers: int, result: dict[str, Any]) -> str:
         f" {result['first_step_seconds']:.0f} s | {', '.join(memory)}, {_gb(most['pss'])} |"
         f" {files} | {', '.join(growth)} | {result['evaluation_seconds']:.0f} s |"
         f" {result['left_behind']} |"
+    )
+
+
+def _long(result: dict[str, Any]) -> str:
+    growth = [
+        f"{_signed_mb(slope['per_1000_steps'])} ± {slope['noise'] / 1e6:.2f} MB"
+        for slope in result["slopes"].values()
+    ]
+    return (
+        f"the folder with 2 workers over {result['steps']:,} steps, of which the first quarter is"
+        f" left out: {growth[0]} in 1,000 steps, a worker {growth[1]}"
     )
 
 
