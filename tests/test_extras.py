@@ -88,14 +88,19 @@ def packages_of(extra: str) -> set[str]:
                 "predict --checkpoint exported --runtime stablehlo photo.png",
             ],
         ),
-        (
+        pytest.param(
             "onnx",
             [
                 "export --checkpoint run exported --formats onnx",
                 "predict --checkpoint exported --runtime onnx photo.png",
             ],
+            marks=pytest.mark.slow,
         ),
-        ("convert", ["convert run back.pth --to facebook", "convert back.pth again"]),
+        pytest.param(
+            "convert",
+            ["convert run back.pth --to facebook", "convert back.pth again"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_commands_run_with_their_extra_alone(extra, commands, tmp_path):

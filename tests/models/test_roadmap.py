@@ -70,7 +70,9 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("regime, name", [(0, "resnet50"), (1, "resnet200")])
+@pytest.mark.parametrize(
+    "regime, name", [(0, "resnet50"), pytest.param(1, "resnet200", marks=pytest.mark.slow)]
+)
 def test_parameters_and_operations_are_the_published_ones(regime, name):
     assert {f"roadmap_{name}_{step}" for step in STEPS} == {n for n in ROADMAP if f"_{name}_" in n}
     for step in STEPS:
@@ -180,7 +182,14 @@ def ours_of(tensor: torch.Tensor) -> np.ndarray:
     return array.transpose({4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[array.ndim])
 
 
-@pytest.mark.parametrize("step", list(ROADMAP_STEPS))
+# Between them they have every part; the others are slow, 8 s each.
+QUICK = ("original", "depthwise_conv", "inverted_bottleneck", "fewer_activations", "layer_norm")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in ROADMAP_STEPS],
+)
 def test_every_step_is_the_pytorch_statement_of_it(step):
     """Logits in inference, gradients, and running statistics after training, in float32.
 
