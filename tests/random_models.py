@@ -20,6 +20,14 @@ def functional(name: str, **overrides):
     return apply, nnx.to_pure_dict(state)
 
 
+def stateless(apply):
+    """The same of batch statistics too, which it has none of."""
+    return lambda params, batch_stats, images, key=None: (
+        apply(params, images, key=key),
+        batch_stats,
+    )
+
+
 def random_params(shapes, seed: int = 0):
     """Fills a tree of shapes with values at which every parameter matters: gamma is of order 1."""
     rng = np.random.default_rng(seed)

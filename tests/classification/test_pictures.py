@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from random_models import stateless
 
 from convnext_jax.config import from_dict
 from convnext_jax.constants import IMAGENET_MEAN, IMAGENET_STD
@@ -36,9 +37,9 @@ def test_they_are_those_of_the_first_micro_batch(augment, monkeypatch):
             zeros = 0 * images.sum((1, 2, 3))[:, None]
             return params["head"]["bias"][None, :] + zeros
 
-        return apply
+        return stateless(apply)
 
-    monkeypatch.setattr(ModelSpec, "function", function)
+    monkeypatch.setattr(ModelSpec, "function_with_batch_stats", function)
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
     step = build_step(config(**augment), mesh, CLASSES, 100)
     assert step.accumulation_steps == 2

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.metrics
+from random_models import stateless
 
 from convnext_jax import sharding
 from convnext_jax.classification import task
@@ -87,7 +88,7 @@ class Pixels:
 def build(apply, passes, examples):
     """An evaluator of a model that is fed with pixels in [0, 1]."""
     feeding = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
-    sums = functools.partial(task._sums, apply, feeding, False)
+    sums = functools.partial(task._sums, stateless(apply), feeding, False, None)
     evaluation = Evaluation(examples, sums, task._results, task.METRIC)
     return Evaluator(evaluation, passes, mesh=sharding.create_mesh())
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from random_models import stateless
 
 from convnext_jax.classification.loss import cross_entropy
 from convnext_jax.constants import IMAGENET_MEAN, IMAGENET_STD
@@ -53,7 +54,11 @@ def start(optimizer, ema=True):
 def build(function=apply, optimizer=None, learning_rate=0.5, label_smoothing=0.0, **options):
     optimizer = optimizer or optax.sgd(learning_rate)
     loss = cross_entropy(
-        function, CLASSES, mean=IMAGENET_MEAN, std=IMAGENET_STD, label_smoothing=label_smoothing
+        stateless(function),
+        CLASSES,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        label_smoothing=label_smoothing,
     )
     step = make_train_step(
         loss, optimizer, lambda step: jnp.float32(learning_rate), seed=7, **options

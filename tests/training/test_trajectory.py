@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import timm, torch
-from random_models import functional, with_values
+from random_models import functional, stateless, with_values
 from torch_weights import renamed
 
 from convnext_jax import tree
@@ -69,7 +69,7 @@ def ours(batches, mixup):
     step = jax.jit(
         make_train_step(
             cross_entropy(
-                apply,
+                stateless(apply),
                 10,
                 mean=IMAGENET_MEAN,
                 std=IMAGENET_STD,
