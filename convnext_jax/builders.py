@@ -26,7 +26,7 @@ from convnext_jax.report import looks
 from convnext_jax.retry import is_passing, retrying
 from convnext_jax.starting import find_start
 from convnext_jax.step_builder import accumulation, build_step
-from convnext_jax.training.evaluator import Evaluator
+from convnext_jax.training.evaluator import Evaluator, Program
 from convnext_jax.training.loop import Run
 from convnext_jax.training.reporting import flat
 from convnext_jax.training.state import TrainState
@@ -56,6 +56,8 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
         wing.open(config, split) for split in (config.data.train_split, config.data.eval_split)
     )
     check_same_classes(source, held_out)
+    if getattr(source, "lists", False):
+        raise InputError(f"{source} must have one class for each image to train on, not a list")
     require_same_everywhere(config, [source, held_out])
     allow_open_files([source, held_out], workers_of(config.data))
     start = find_start(config, directory)
@@ -236,6 +238,7 @@ def build_evaluator(
     mesh: Mesh,
     *,
     check: bool = False,
+    program: Program | None = None,
     option: str = "data.on_error",
     batch_option: str = "data.eval_batch",
 ) -> Evaluator:
@@ -247,6 +250,7 @@ def build_evaluator(
       data: says how they are read.
       mesh: the devices.
       check: look for images that cannot be read as soon as it is started, and not only in a pass.
+      program: as `Evaluator` takes it.
       option: what a message calls `data.on_error`.
       batch_option: what it calls `data.eval_batch`.
 
@@ -277,6 +281,7 @@ def build_evaluator(
             threads=data.threads,
         ),
         mesh=mesh,
+        program=program,
     )
 
 

@@ -12,8 +12,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import argparse
 import csv
-import dataclasses
-import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,21 +21,26 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from convnext_jax import builders, processes, sharding, starting
+from convnext_jax import processes, sharding, starting
 from convnext_jax.arguments import Parser
 from convnext_jax.classification.metrics import class_scores
-from convnext_jax.config import from_dict
 from convnext_jax.constants import PARAMETERS
-from convnext_jax.data.open_files import allow_open_files
+from convnext_jax.data.imagenet_subsets import SUBSETS
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.progress import progress_bar
-from convnext_jax.training.evaluator import results_of
+from convnext_jax.scoring.scorer import Scorer, config_for
+from convnext_jax.scoring.suite import SUITES, run_suite, suite_lines
+from convnext_jax.scoring.test_sets import is_whole
 from convnext_jax.weights.find import NAMES, add_choices, find
 from convnext_jax.wings import wing_of
 
 # Flags that only some tasks have; a wing lists its own.
 _OPTIONS = ("confusion", "per_class", "multi_scale")
 _VALUES = ("first_label", "ignored")
+# Flags that only classifiers have.
+_OF_IMAGES = ("classes", "whole", "suite")
+# Flags that a suite has no use for.
+_OF_ONE_DATASET = ("dataset", "split", "classes", "whole", "confusion")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,7 +50,40 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_choices(parser)
     parser.add_argument("--dataset", help="TFDS name (default: what the run evaluated on)")
     parser.add_argument("--data_dir", help="TFDS data directory (default: the run's)")
-    parser.add_argument("--split", help="default: what the run evaluated on")
+    parser.add_argument(
+        "--split", help="default: what the run evaluated on, or the one that a test set is known by"
+    )
+    parser.add_argument(
+        "--classes",
+        choices=sorted(SUBSETS),
+        help="of a classifier: images and predictions of these of ImageNet-1K's classes alone",
+    )
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="of a classifier: cut nothing off the images, as ImageNet-C's released ones want",
+    )
+    parser.add_argument(
+        "--suite",
+        choices=sorted(SUITES),
+        help="several test sets below --data_dir: ImageNet-1K, -A, -R, -Sketch, -V2, -ReaL, -C and"
+        " -C-bar",
+    )
+    parser.add_argument(
+        "--only", metavar="SET,...", help=f"of the suite: some of {', '.join(SUITES['robustness'])}"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE.json",
+        help="of the suite: what is kept of it, and not measured again (default: suite.json in the"
+        " run's workdir, else in the current directory)",
+    )
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="of the suite: also sets with other numbers of images than were released",
+    )
     parser.add_argument("--batch_size", type=int, help="over all devices (default: the run's)")
     parser.add_argument(
         "--on_error",
@@ -95,65 +131,61 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     weights = find(arguments.checkpoint, step=arguments.step, ema=arguments.ema)
     starting.check_same(f"`--checkpoint` (={arguments.checkpoint})", weights)
-    model = weights.description
-    # A run says what it evaluated on.
-    wing = wing_of(model.spec.name)
-    options = {name: getattr(arguments, name) for name in _OPTIONS}
+    mesh = sharding.create_mesh()
+    scorer = Scorer(weights, mesh)
+    wing = scorer.wing
+    options = {name: bool(getattr(arguments, name)) for name in _OPTIONS}
     numbers = {
         name: getattr(arguments, name) for name in _VALUES if getattr(arguments, name) is not None
     }
     for name in [*(name for name in options if options[name]), *numbers]:
         if name not in wing.options | wing.values:
-            raise InputError(f"`--{name}` must not be given for {model.spec.name}: see --help")
-    # Converted weights say nothing of a dataset.
-    values = weights.config or {"data": {"name": arguments.dataset, "global_batch": 64}}
-    given = {
-        "name": arguments.dataset,
-        "dir": arguments.data_dir,
-        "eval_split": arguments.split,
-        "eval_batch": arguments.batch_size,
-        "on_error": arguments.on_error,
-    }
-    # What a run said of its own dataset's annotations does not hold for another.
-    inherited = arguments.dataset in (None, values["data"]["name"])
-    labels = values.get("segmentation", {}) if wing.values else {}
-    kept = {key: value for key, value in labels.items() if inherited or key not in wing.values}
-    values["segmentation"] = kept | numbers
-    values["data"] |= {key: value for key, value in given.items() if value is not None}
-    if values["data"]["name"] is None:
-        raise InputError(f"`--dataset` must be given: {arguments.checkpoint} comes from no run")
-    values["data"]["exif"] = model.preprocessing.exif
-    config = from_dict(values)
-    data = config.data
-    mesh = sharding.create_mesh()
-    source = wing.open(config, data.eval_split)
-    for note in source.notes if processes.is_first() else ():
-        print(note, file=sys.stderr)
-    source, remarks = starting.with_labels_of(model, source, str(weights))
-    allow_open_files([source], builders.workers_of(data))
-    if arguments.multi_scale and arguments.batch_size is None:
-        # An image is twelve of them.
-        data = dataclasses.replace(data, eval_batch=mesh.size)
-    chosen = {name: bool(options[name]) for name in wing.options}
-    parts = wing.parts(model, source, skip=data.on_error == "skip", **chosen)
-    variables = {"": (weights.read(mesh), weights.batch_stats(mesh))}
-    totals: dict[str, Any] = {}
-    total = sum(len(part) for part, _ in parts)
-    with progress_bar("evaluating", total, "images", shown=processes.is_first()) as bar:
-        for part, evaluation in parts:
-            evaluator = builders.build_evaluator(
-                evaluation, part, data, mesh, option="--on_error", batch_option="--batch_size"
+            raise InputError(
+                f"`--{name}` must not be given for {scorer.model.spec.name}: see --help"
             )
-            before = bar.n
-            found = evaluator.totals(variables, functools.partial(bar.update, evaluator.batch))
-            for name, value in found[""].items():
-                totals[name] = totals.get(name, 0) + value
-            evaluator.close()
-            bar.update(before + len(part) - bar.n)  # the last batch is not full
-            for reason in evaluator.skipped.values():
-                bar.write(f"skipped: {reason}", file=sys.stderr)
-    totals["skipped"] = len(source) - int(totals["count"])
-    results = results_of(parts[0][1], totals)
+    for name in _OF_IMAGES:
+        if getattr(arguments, name) and not wing.of_images:
+            raise InputError(f"`--{name}` is for classifiers, and {scorer.model.spec.name} is none")
+    reading = {"eval_batch": arguments.batch_size, "on_error": arguments.on_error}
+    if arguments.multi_scale and arguments.batch_size is None:
+        reading["eval_batch"] = mesh.size  # an image is twelve of them
+    if arguments.suite:
+        if given := [name for name in _OF_ONE_DATASET if getattr(arguments, name)]:
+            raise InputError(f"`--{given[0]}` must not be given with `--suite`")
+        return run_suite(
+            scorer,
+            arguments.suite,
+            arguments.data_dir,
+            reading=reading,
+            records=arguments.results,
+            only=arguments.only,
+            partial=arguments.partial,
+        )
+    if arguments.only or arguments.results or arguments.partial:
+        raise InputError("`--only`, `--results` and `--partial` are for `--suite` alone")
+    config = config_for(
+        weights,
+        reading
+        | {
+            "name": arguments.dataset,
+            "dir": arguments.data_dir,
+            "eval_split": arguments.split,
+        },
+        numbers,
+    )
+    data = config.data
+    opened = scorer.open(
+        config, classes=arguments.classes, whole=arguments.whole or is_whole(data.name)
+    )
+    with progress_bar(
+        "evaluating", len(opened.source), "images", shown=processes.is_first()
+    ) as bar:
+        results = scorer.score(
+            opened,
+            {name: options[name] for name in wing.options},
+            bar.update,
+            lambda line: bar.write(line, file=sys.stderr),
+        )
     confusion = results.pop("confusion", None)
     per_class = {
         name: results.pop(name) for name in ("iou", "accuracy", "pixels") if name in results
@@ -164,18 +196,19 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         results["mean_class_accuracy"] = float(np.nanmean(scores["recall"]))
         results["macro_f1"] = float(np.nanmean(scores["f1"]))
     if processes.is_first():
+        names = opened.source.class_names
         if confusion is not None:
-            write_confusion(Path(arguments.confusion), confusion, source.class_names)
+            write_confusion(Path(arguments.confusion), confusion, names)
         if per_class:
-            write_classes(Path(arguments.per_class), per_class, source.class_names)
+            write_classes(Path(arguments.per_class), per_class, names)
     return {
-        "model": model.spec.name,
+        "model": scorer.model.spec.name,
         "step": weights.step,
         "weights": str(weights),
         "parameters": weights.parameters,
         "dataset": data.name,
         "split": data.eval_split,
-        "notes": remarks,
+        "notes": list(opened.remarks),
     } | results
 
 
@@ -247,8 +280,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         if parsed.json:
             print(json.dumps(results))
+        elif parsed.suite:
+            print("\n".join(suite_lines(results)))
         else:
             left_out = f" ({results['num_skipped']} skipped)" if results["num_skipped"] else ""
+            if results.get("num_uncounted"):
+                left_out += f" ({results['num_uncounted']} more do not count)"
             which = PARAMETERS[results["parameters"]]
             words = wing_of(results["model"]).words(results)
             if "macro_f1" in results:

@@ -15,6 +15,9 @@ from convnext_jax.segmentation import task as of_masks
 from convnext_jax.segmentation.page import draw_page
 from convnext_jax.training.task import Evaluation, Metric, Task
 
+# What labels of a dataset of images may be, and what they are mostly.
+_SPACE = {"among": None, "lists": False}
+
 
 @dataclasses.dataclass(frozen=True)
 class Wing:
@@ -33,6 +36,7 @@ class Wing:
       words: results of an evaluation -> how people read them.
       values: keys of `segmentation` that say what the values of annotations mean, and are also
         flags of `evaluate`.
+      of_images: images have classes: what suites of test sets are for.
       page: (file, model, parameters, batch statistics, data) -> None, draws examples to look at;
         None: there is nothing to draw.
     """
@@ -45,6 +49,7 @@ class Wing:
     options: frozenset[str]
     words: Callable[[Mapping[str, Any]], str]
     values: frozenset[str] = frozenset()
+    of_images: bool = False
     page: Callable[..., None] | None = None
 
 
@@ -66,11 +71,16 @@ def _open_masks(config: Config, split: str, *, look: bool = True) -> Any:
 
 
 def _parts_of_images(
-    model: ModelDescription, data: Any, *, skip: bool, confusion: bool = False
+    model: ModelDescription, data: Any, *, skip: bool, **options: Any
 ) -> list[tuple[Any, Evaluation]]:
     del skip  # the evaluator does
-    among = getattr(data, "among", None)
-    return [(data, of_images.evaluation(model, confusion=confusion, among=among))]
+    space = {name: getattr(data, name, default) for name, default in _SPACE.items()}
+    return [(data, of_images.evaluation(model, **(space | options)))]
+
+
+def _words_of_images(results: Mapping[str, Any]) -> str:
+    words = "top-1 {top1:.3%}, top-5 {top5:.3%}".format_map(results)
+    return words + (f", loss {results['loss']:.4f}" if "loss" in results else "")
 
 
 def _parts_of_masks(
@@ -95,7 +105,8 @@ WINGS = {
         metric=of_images.METRIC,
         parts=_parts_of_images,
         options=frozenset({"confusion"}),
-        words="top-1 {top1:.3%}, top-5 {top5:.3%}, loss {loss:.4f}".format_map,
+        of_images=True,
+        words=_words_of_images,
     ),
     "segmentation": Wing(
         task=of_masks.segmentation,

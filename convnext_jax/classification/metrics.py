@@ -47,6 +47,27 @@ def confusion_counts(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> j
     return true.T @ found  # counts are whole, and exact in float32 below 2**24
 
 
+def list_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """`masked_sums` of rows that have several labels each: any of them is right.
+
+    Args:
+      logits: as for `masked_sums`.
+      labels: bool [N, classes], of each row its labels; a row without any does not count.
+      mask: as for `masked_sums`.
+
+    Returns:
+      `count`, `top1` and `top5`; of several labels there is no cross entropy. (arXiv 2006.07159)
+    """
+    _, predictions = jax.lax.top_k(logits.astype(jnp.float32), min(5, logits.shape[1]))
+    counts = (mask > 0) & labels.any(axis=1)
+    hits = jnp.take_along_axis(labels, predictions, axis=1) & counts[:, None]
+    return {
+        "count": jnp.sum(counts, dtype=jnp.float32),
+        "top1": jnp.sum(hits[:, 0], dtype=jnp.float32),
+        "top5": jnp.sum(hits.any(axis=1), dtype=jnp.float32),
+    }
+
+
 def masked_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
     """Sums over the rows of a batch that count.
 

@@ -10,12 +10,13 @@ import numpy as np
 
 from convnext_jax.classification.erasing import RandomErasing
 from convnext_jax.classification.loss import as_pictures, cross_entropy, training_inputs
-from convnext_jax.classification.metrics import confusion_counts, masked_sums
+from convnext_jax.classification.metrics import confusion_counts, list_sums, masked_sums
 from convnext_jax.classification.mixup import Mixup
 from convnext_jax.classification.transforms import (
     WARP_FROM_SIZE,
     EvalTransform,
     Labelled,
+    LabelLists,
     TrainTransform,
 )
 from convnext_jax.config import AugmentConfig, Config
@@ -152,7 +153,12 @@ def build_mixup(config: AugmentConfig, examples: int) -> Mixup | None:
 
 
 def evaluation(
-    model: ModelDescription, *, confusion: bool = False, among: Sequence[int] | None = None
+    model: ModelDescription,
+    *,
+    confusion: bool = False,
+    among: Sequence[int] | None = None,
+    also: Mapping[str, Sequence[int]] | None = None,
+    lists: bool = False,
 ) -> Evaluation:
     """The evaluation of a classifier: `top1` and `top5` as fractions, and the mean `loss`.
 
@@ -160,41 +166,80 @@ def evaluation(
       model: described with its preprocessing.
       confusion: also count which class was taken for which: `confusion`, int64 [classes, classes],
         by label (first axis) and prediction.
-      among: classes that are looked at, the labels' among them; None: all.
+      among: classes that are looked at; images of others do not count. None: all.
+      also: further such classes by a name of the caller's, whose results are in `among`, by name,
+        if images of them are there.
+      lists: images have several labels, of which any is right, or none, and do not count; there is
+        no loss.
     """
     feeding = model.preprocessing
     transform = EvalTransform(
         feeding.input_size, feeding.crop_fraction, feeding.crop_mode, feeding.interpolation
     )
     apply = model.spec.function_with_batch_stats()
-    sums = functools.partial(_sums, apply, feeding, confusion, among)
-    return Evaluation(Labelled(transform), sums, _results, METRIC)
+    if lists and (confusion or among is not None or also):
+        raise InputError("images with several labels each have no confusion matrix and no subsets")
+    subsets = {"": among, **(also or {})}
+    examples = LabelLists(transform, model.spec.num_classes) if lists else Labelled(transform)
+    return Evaluation(
+        examples,
+        functools.partial(_sums, apply, feeding, confusion, subsets, lists),
+        functools.partial(_results, tuple(also or ())),
+        METRIC,
+        key=(confusion, lists, *((name, x and tuple(x)) for name, x in subsets.items())),
+    )
 
 
 def _sums(
     apply: Any,
     feeding: Preprocessing,
     confusion: bool,
-    among: Sequence[int] | None,
+    subsets: Mapping[str, Sequence[int] | None],
+    lists: bool,
     params: Any,
     batch_stats: Any,
     batch: Batch,
 ) -> dict[str, jax.Array]:
+    """Sums of each subset, their names before `top1` and the others; and `count` of all rows."""
     images = normalize(batch["image"], feeding.mean, feeding.std)
     logits, _ = apply(params, batch_stats, images)
-    if among is not None:
-        counted = np.isin(np.arange(logits.shape[1]), among)
-        logits = jnp.where(counted.reshape(1, -1), logits, -jnp.inf)
-    sums = masked_sums(logits, batch["label"], batch["mask"])
-    if confusion:
-        sums["confusion"] = confusion_counts(logits, batch["label"], batch["mask"])
+    labels, mask = batch["label"], batch["mask"]
+    sums = {"count": jnp.sum(mask > 0, dtype=jnp.float32)}
+    for name, among in subsets.items():
+        found, counted = logits, mask
+        if among is not None:
+            inside = np.isin(np.arange(logits.shape[1]), among)
+            found = jnp.where(inside.reshape(1, -1), logits, -jnp.inf)
+            counted = mask * jnp.asarray(inside)[labels]
+        part = (list_sums if lists else masked_sums)(found, labels, counted)
+        part["scored"] = part.pop("count")
+        if confusion and not name:
+            part["confusion"] = confusion_counts(found, labels, counted)
+        sums |= {_key(name, key): value for key, value in part.items()}
     return sums
 
 
-def _results(totals: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    results: dict[str, Any] = {
-        name: float(totals[name] / totals["count"]) for name in ("top1", "top5", "loss")
-    }
+def _key(subset: str, key: str) -> str:
+    return f"{subset}/{key}" if subset else key
+
+
+def _results(also: Sequence[str], totals: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    results = _scores(totals, "")
     if "confusion" in totals:
         results["confusion"] = totals["confusion"].astype(np.int64)
+    if also:
+        there = [name for name in also if totals[_key(name, "scored")]]
+        results["among"] = {name: _scores(totals, name) for name in there}
+    return results
+
+
+def _scores(totals: Mapping[str, np.ndarray], subset: str) -> dict[str, Any]:
+    """Fractions and mean loss over what counts; and how many that is, where it is not all."""
+    scored = int(totals[_key(subset, "scored")])
+    if not scored:
+        raise InputError("none of the images has a label that counts")
+    names = [name for name in ("top1", "top5", "loss") if _key(subset, name) in totals]
+    results = {name: float(totals[_key(subset, name)] / scored) for name in names}
+    if subset or scored != int(totals["count"]):
+        results |= {"num_examples": scored, "num_uncounted": int(totals["count"]) - scored}
     return results

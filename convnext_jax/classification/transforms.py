@@ -8,6 +8,7 @@ images; normalising happens later, inside the training step.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -271,6 +272,35 @@ class Labelled:
         """A black image of label 0."""
         size = self.transform.image_size
         return {"image": np.zeros((size, size, 3), np.uint8), "label": np.int32(0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelLists:
+    """Makes a row of a batch of an image with several labels.
+
+    Attributes:
+      transform: of the image.
+      num_classes: that labels are of.
+    """
+
+    transform: EvalTransform
+    num_classes: int
+
+    def __call__(self, example: tuple[Image.Image, Sequence[int]]) -> dict[str, Any]:
+        """{"image": as `Labelled` has it, "label": bool [classes], which of them it may be}."""
+        image, labels = example
+        row = np.zeros(self.num_classes, bool)
+        row[list(labels)] = True
+        return {"image": self.transform(image), "label": row}
+
+    @property
+    def blank(self) -> dict[str, Any]:
+        """A black image without a label."""
+        size = self.transform.image_size
+        return {
+            "image": np.zeros((size, size, 3), np.uint8),
+            "label": np.zeros(self.num_classes, bool),
+        }
 
 
 def _check_size(image_size: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from convnext_jax.convert.formats import Dialect
 from convnext_jax.errors import InputError
-from convnext_jax.models.pretrained import PRETRAINED, Pretrained
+from convnext_jax.models.pretrained import NOT_ON_HUB, PRETRAINED, Pretrained
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.variants import CLASSIFIERS, CLIP_MEAN, CLIP_STD, Preprocessing
 
@@ -16,6 +16,7 @@ from convnext_jax.models.variants import CLASSIFIERS, CLIP_MEAN, CLIP_STD, Prepr
 # files, also in "im22k" folders, are 22K models fine-tuned on 1K: 1000 classes.)
 _TAGS = (
     (r"convnext_\w+_1k_224(_ema)?\.pth", "fb_in1k"),
+    (r"convnext_\w+_1k_384\.pth", "fb_in1k_384"),
     (r"convnext_\w+_22k_224\.pth", "fb_in22k"),
     (r"convnext_\w+_22k_1k_224(_ema)?\.pth", "fb_in22k_ft_in1k"),
     (r"convnext_\w+_22k_1k_384(_ema)?\.pth", "fb_in22k_ft_in1k_384"),
@@ -69,11 +70,12 @@ def find_published(name: str, model: str, num_classes: int) -> Pretrained | None
     """
     name = name.removeprefix("hf-hub:").partition("@")[0].partition("?")[0].rstrip("/")
     file = name.rpartition("/")[2]
+    known = PRETRAINED | NOT_ON_HUB
     # timm's own names, as of its repositories and of files called after them.
     found = PRETRAINED.get(re.sub(r"\.(safetensors|bin|pth|pt)$", "", file))
     for pattern, tag in _TAGS:
         if re.fullmatch(pattern, name if pattern.startswith("facebook/") else file):
-            found = PRETRAINED.get(f"{model}.{tag}")
+            found = known.get(f"{model}.{tag}")
     fits = found is not None and (found.variant, found.num_classes) == (model, num_classes)
     return found if fits else None
 

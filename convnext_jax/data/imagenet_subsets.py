@@ -1,7 +1,8 @@
-"""Test sets of some of ImageNet-1K's classes, whose labels are those of all 1,000.
+"""Test sets of ImageNet-1K's classes whose labels are not one of all 1,000 for each image.
 
-Their authors take the likeliest of these classes alone, not of all: `thousand_k_to_200` of
-natural-adv-examples' `eval.py`, and the WordNet ids of imagenet-r's. (arXiv 1907.07174, 2006.16241)
+ImageNet-A and -R have some of the classes, and their authors take the likeliest of these alone, not
+of all: `thousand_k_to_200` of natural-adv-examples' `eval.py`, and the WordNet ids of imagenet-r's
+(arXiv 1907.07174, 2006.16241). ReaL lists the labels that an image may have (arXiv 2006.07159).
 """
 
 
@@ -38,3 +39,5 @@ IMAGENET_R = _numbers(
 
 # By the name that TFDS has for the dataset.
 SUBSETS = {"imagenet_a": IMAGENET_A, "imagenet_r": IMAGENET_R}
+# The feature that lists an image's labels, of which a prediction must be one.
+LABEL_LISTS = {"imagenet2012_real": "real_label"}

@@ -1,4 +1,4 @@
-"""A dataset whose labels are those of a model, which has the same classes in another order."""
+"""A dataset whose labels are those of a model, which has its classes in another order, or more."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,21 +20,25 @@ class Relabelled:
       num_files: that reading it keeps open, at most.
       notes: sentences on the dataset, as it has them.
       among: the new labels that examples can have, if not all.
+      lists: an example has a tuple of labels, and not one.
     """
 
-    def __init__(self, source: Any, places: Sequence[int]):
+    def __init__(self, source: Any, places: Sequence[int], class_names: Sequence[str] = ()):
         """Opens nothing.
 
         Args:
           source: the dataset, as `sources.open_source` gives it.
-          places: the new label of each of its labels; a permutation.
+          places: the new label of each of its labels, each another one.
+          class_names: by the new label, where there are more of them; none: the dataset's own.
         """
-        self.name, self.split, self.num_classes = source.name, source.split, source.num_classes
+        self.name, self.split = source.name, source.split
         names = dict(zip(places, source.class_names, strict=True))
-        self.class_names = tuple(names[label] for label in range(self.num_classes))
+        self.class_names = tuple(class_names) or tuple(names[label] for label in sorted(names))
+        self.num_classes = len(self.class_names)
         self.num_files, self.notes = source.num_files, source.notes
         among = getattr(source, "among", None)
         self.among = None if among is None else tuple(sorted(places[label] for label in among))
+        self.lists = getattr(source, "lists", False)
         self._source = source
         self._places = tuple(places)
 
@@ -45,6 +49,8 @@ class Relabelled:
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
         """Reads and decodes one example, as the dataset does; with its new label."""
         image, label = self._source[index]
+        if self.lists:
+            return image, tuple(self._places[each] for each in label)
         return image, self._places[label]
 
     def __str__(self) -> str:

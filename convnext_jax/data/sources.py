@@ -4,13 +4,14 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
 from convnext_jax.data import digits, folder
 from convnext_jax.data.decode import decode
 from convnext_jax.data.folder import FolderSource
-from convnext_jax.data.imagenet_subsets import SUBSETS
+from convnext_jax.data.imagenet_subsets import LABEL_LISTS, SUBSETS
 from convnext_jax.data.prepared import base_name, require_prepared
 from convnext_jax.data.records import Records, listed_features, top_features
 from convnext_jax.data.relabelled import Relabelled
@@ -28,10 +29,12 @@ class Source(Records):
       num_files: how many files stay open in a process that has read from all of them.
       notes: sentences about what is left out: none.
       among: the labels that examples can have, if not all: whose likeliest counts.
+      lists: an example has a tuple of labels, maybe an empty one, and not one.
     """
 
     notes: tuple[str, ...] = ()
     among: tuple[int, ...] | None
+    lists: bool
     class_names: tuple[str, ...]
     num_classes: int
 
@@ -39,32 +42,36 @@ class Source(Records):
         """Pickles the place of the files, so that another process opens its own."""
         return Source, (self._builder_dir, self.name, self.split, self._exif)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
         """Reads and decodes one example.
 
         Args:
           index: 0..len-1.
 
         Returns:
-          The image in RGB, at its own size; and its label, 0..num_classes-1.
+          The image in RGB, at its own size; and its label, 0..num_classes-1, or a tuple of them.
 
         Raises:
           IndexError: there is no such index.
           InputError: the record, its image or its label cannot be used.
         """
         record = self._record(index)
-        label = int(record[self._label_key])
-        if not 0 <= label < self.num_classes:
-            raise InputError(
-                f"{self._named(index, record)} has label {label}, which must be in"
-                f" 0..{self.num_classes - 1}"
-            )
+        labels = tuple(map(int, np.atleast_1d(record[self._label_key])))
+        for label in labels:
+            if not 0 <= label < self.num_classes:
+                raise InputError(
+                    f"{self._named(index, record)} has label {label}, which must be in"
+                    f" 0..{self.num_classes - 1}"
+                )
         name = f"in {self._named(index, record)}"
-        return decode(record[self._image_key], name, self._exif), label
+        image = decode(record[self._image_key], name, self._exif)
+        return image, labels if self.lists else labels[0]
 
     def _choose(self, info: tfds.core.DatasetInfo) -> None:
         self._image_key, self._label_key = _image_and_label(self.name, info)
-        self.class_names = tuple(top_features(info)[self._label_key].names)
+        feature = top_features(info)[self._label_key]
+        self.lists = _has_classes(feature)
+        self.class_names = tuple((feature.feature if self.lists else feature).names)
         self.num_classes = len(self.class_names)
         self.among = SUBSETS.get(base_name(self.name))
 
@@ -155,11 +162,16 @@ def _has_classes(feature: Any) -> bool:
 
 
 def _image_and_label(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
-    """The features that hold the image and the class: the supervised ones, or the only ones."""
+    """The features that hold the image and the class: the supervised ones, or the only ones.
+
+    Of a dataset that is known for its lists of classes, those.
+    """
     flat = top_features(info)
     images = [key for key, f in flat.items() if isinstance(f, tfds.features.Image)]
     labels = [key for key, f in flat.items() if isinstance(f, tfds.features.ClassLabel)]
     several = [key for key, f in flat.items() if _has_classes(f)]
+    if len(images) == 1 and LABEL_LISTS.get(base_name(name)) in several:
+        return images[0], LABEL_LISTS[base_name(name)]
     if several:
         raise InputError(
             f"dataset `{name}` must have one class for each image: `{several[0]}` has several, and"

@@ -165,3 +165,15 @@ _ROWS = [
 ]
 
 PRETRAINED: dict[str, Pretrained] = {row.name: row for row in _ROWS}
+
+# Of the authors' files those that the Hub has no copy of, under names as timm would give them.
+NOT_ON_HUB: dict[str, Pretrained] = {
+    row.name: row
+    for row in (
+        _facebook("convnext_base.fb_in1k_384", **_SQUASH_384),
+        _facebook("convnext_large.fb_in1k_384", **_SQUASH_384),
+        _facebook("convnext_isotropic_small.fb_in1k"),
+        _facebook("convnext_isotropic_base.fb_in1k"),
+        _facebook("convnext_isotropic_large.fb_in1k"),
+    )
+}

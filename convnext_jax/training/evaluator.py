@@ -16,22 +16,45 @@ from convnext_jax.processes import compile_together
 from convnext_jax.training.task import Evaluation
 
 
+class Program:
+    """The sums of an evaluation, compiled for the first batch; evaluators may share it."""
+
+    def __init__(self, evaluation: Evaluation, mesh: Mesh) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          evaluation: a task's.
+          mesh: where batches and variables lie.
+        """
+        self._compiled: Callable[..., dict[str, jax.Array]] | None = None
+        self._jitted = jax.jit(evaluation.sums, out_shardings=sharding.replicated(mesh))
+
+    def __call__(self, variables: tuple[Any, Any], batch: Any) -> dict[str, jax.Array]:
+        """The sums of a batch, of the shapes of the first one."""
+        if self._compiled is None:
+            self._compiled = compile_together(self._jitted, *variables, batch)
+        return self._compiled(*variables, batch)
+
+
 class Evaluator:
     """Evaluates sets of variables on every example of a split, each exactly once."""
 
-    def __init__(self, evaluation: Evaluation, passes: Passes, *, mesh: Mesh) -> None:
+    def __init__(
+        self, evaluation: Evaluation, passes: Passes, *, mesh: Mesh, program: Program | None = None
+    ) -> None:
         """Compiles nothing yet; the first pass does, once for all passes.
 
         Args:
           evaluation: the task's.
           passes: over the split, started and closed with this evaluator.
           mesh: where batches and variables lie.
+          program: of an evaluation with the same sums, and batches of the same shapes; None: none
+            is there yet.
         """
         self._evaluation = evaluation
         self._passes = passes
         self._mesh = mesh
-        self._sums: Callable[..., dict[str, jax.Array]] | None = None  # compiled
-        self._jitted = jax.jit(evaluation.sums, out_shardings=sharding.replicated(mesh))
+        self._sums = Program(evaluation, mesh) if program is None else program
 
     def start(self) -> None:
         """Begins to read ahead for the first pass, unless that was done before.
@@ -108,10 +131,7 @@ class Evaluator:
             for rows in batches:
                 before_batch()
                 batch = sharding.global_batch(rows, self._mesh)
-                if self._sums is None:
-                    variables = next(iter(candidates.values()))
-                    self._sums = compile_together(self._jitted, *variables, batch)
-                pending.append({name: self._sums(*v, batch) for name, v in candidates.items()})
+                pending.append({name: self._sums(v, batch) for name, v in candidates.items()})
                 # One batch is decoded while another is computed; more would only fill memory.
                 if len(pending) > 1:
                     add_oldest()
@@ -130,6 +150,6 @@ class Evaluator:
 
 
 def results_of(evaluation: Evaluation, totals: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of an evaluation, with `num_examples` and `num_skipped`."""
+    """The results of an evaluation, with `num_skipped` and, unless it says so, `num_examples`."""
     numbers = {"num_examples": int(totals["count"]), "num_skipped": int(totals["skipped"])}
-    return evaluation.results(totals) | numbers
+    return numbers | evaluation.results(totals)

@@ -4,7 +4,7 @@ Each task has a wing of its own, a package beside this one, whose `task.py` make
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -42,12 +42,15 @@ class Evaluation:
         processes and batches; `count` is that of the examples whose `mask` is 1.
       results: those totals -> numbers by name, fractions among them.
       metric: which of them decides.
+      key: two of one model with equal keys have the same `sums`, and may share a compiled program;
+        None: nothing is known.
     """
 
     examples: EvalExamples
     sums: Callable[[Any, Any, Batch], dict[str, jax.Array]]
     results: Callable[[Mapping[str, np.ndarray]], dict[str, Any]]
     metric: Metric
+    key: Hashable = None
 
 
 @dataclasses.dataclass(frozen=True)

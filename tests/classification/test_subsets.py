@@ -1,5 +1,6 @@
 """Test sets of some of ImageNet's classes, and those with several labels an image."""
 
+import dataclasses
 import json
 import types
 from importlib import resources
@@ -12,7 +13,9 @@ from oracles import timm
 from PIL import Image
 
 from convnext_jax import create_model, evaluate, load, save_pretrained
+from convnext_jax.builders import build_run
 from convnext_jax.classification.preprocess import Preprocess
+from convnext_jax.config import from_dict
 from convnext_jax.data.imagenet_subsets import IMAGENET_A, IMAGENET_R
 from convnext_jax.data.normalize import normalize
 from convnext_jax.data.relabelled import relabelled
@@ -30,6 +33,10 @@ class ImagenetA(Odd, skip_registration=True):
 
 class Imagenet2012Real(Odd, skip_registration=True):
     """The real one's name and features."""
+
+
+class OtherReal(Odd, skip_registration=True):
+    """The same features under a name that nobody knows."""
 
 
 @pytest.mark.parametrize("letter, found", [("a", IMAGENET_A), ("r", IMAGENET_R)])
@@ -94,20 +101,43 @@ def test_a_model_with_the_classes_in_another_order_has_its_own_labels_of_them():
     assert {again.class_names[label] for label in again.among} == {"a", "d"}
 
 
-def test_several_labels_an_image_are_not_scored_by_another(tmp_path):
-    features = {
-        "image": tfds.features.Image(encoding_format="png"),
-        "original_label": tfds.features.ClassLabel(num_classes=1000),
-        "real_label": tfds.features.Sequence(tfds.features.ClassLabel(num_classes=1000)),
-        "file_name": tfds.features.Text(),
-    }
-    example = {
-        "image": np.zeros((8, 8, 3), np.uint8),
-        "original_label": 1,
-        "real_label": [2, 3],
-        "file_name": "a.png",
-    }
-    builder = Imagenet2012Real([example], features, tmp_path)
+LISTS = {
+    "image": tfds.features.Image(encoding_format="png"),
+    "original_label": tfds.features.ClassLabel(num_classes=1000),
+    "real_label": tfds.features.Sequence(tfds.features.ClassLabel(num_classes=1000)),
+    "file_name": tfds.features.Text(),
+}
+EXAMPLE = {
+    "image": np.zeros((8, 8, 3), np.uint8),
+    "original_label": 1,
+    "real_label": [2, 3],
+    "file_name": "a.png",
+}
+
+
+def test_lists_of_labels_are_read_where_they_are_known(tmp_path):
+    builder = Imagenet2012Real([EXAMPLE, EXAMPLE | {"real_label": []}], LISTS, tmp_path)
     builder.download_and_prepare(file_format="array_record")
+    source = open_source("imagenet2012_real", "train", tmp_path)
+    assert source.lists and source.num_classes == 1000
+    assert sorted(labels for _, labels in source) == [(), (2, 3)]
+    swapped = relabelled(source, [0, 1, 3, 2, *range(4, 1000)])
+    assert sorted(labels for _, labels in swapped) == [(), (3, 2)]
+
+
+def test_several_labels_an_image_are_not_scored_by_another(tmp_path):
+    OtherReal([EXAMPLE], LISTS, tmp_path).download_and_prepare(file_format="array_record")
     with pytest.raises(InputError, match=r"`real_label` has several, .*\(original_label\) may"):
-        open_source("imagenet2012_real", "train", tmp_path)
+        open_source("other_real", "train", tmp_path)
+
+
+def test_lists_of_labels_are_not_trained_on(tmp_path):
+    builder = Imagenet2012Real([EXAMPLE] * 8, LISTS, tmp_path)
+    builder.download_and_prepare(file_format="array_record")
+    config = from_dict(
+        {"data": {"name": "imagenet2012_real", "dir": str(tmp_path), "global_batch": 8}}
+        | {"model": {"name": "convnext_atto"}}
+    )
+    data = dataclasses.replace(config.data, train_split="train", eval_split="train")
+    with pytest.raises(InputError, match="must have one class for each image to train on"):
+        build_run(dataclasses.replace(config, data=data), 0.0)

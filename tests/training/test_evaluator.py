@@ -88,8 +88,9 @@ class Pixels:
 def build(apply, passes, examples):
     """An evaluator of a model that is fed with pixels in [0, 1]."""
     feeding = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
-    sums = functools.partial(task._sums, stateless(apply), feeding, False, None)
-    evaluation = Evaluation(examples, sums, task._results, task.METRIC)
+    sums = functools.partial(task._sums, stateless(apply), feeding, False, {"": None}, False)
+    results = functools.partial(task._results, ())
+    evaluation = Evaluation(examples, sums, results, task.METRIC)
     return Evaluator(evaluation, passes, mesh=sharding.create_mesh())
 
 

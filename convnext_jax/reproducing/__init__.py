@@ -1,0 +1,1 @@
+"""The published numbers of ConvNeXt, and how results stand beside them."""
