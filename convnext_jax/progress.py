@@ -1,19 +1,21 @@
 """How far a command is, for who watches it: silent where nobody does, and where it is soon over."""
 
 import contextlib
+import contextvars
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from tqdm import tqdm
-
+# The bar of the command that is going on; None: nobody watches, as from Python.
+_bar: contextvars.ContextVar[Any] = contextvars.ContextVar("bar", default=None)
 # What is over sooner needs no bar.
 _PATIENCE_SECONDS = 3.0
 
 
 def progress_bar(
     what: str, total: int, unit: str, *, shown: bool = True, beside_output: bool = False
-) -> tqdm:
+) -> Any:
     """A bar on stderr with rate and ETA, which goes away at its end; close it, or use `with`.
 
     Args:
@@ -25,8 +27,11 @@ def progress_bar(
         far it is, and there is no bar.
 
     Returns:
-      The bar, whose `update(n)` moves it.
+      The bar, a `tqdm`, whose `update(n)` moves it.
     """
+    # Here, so that what only moves the bar of others needs no tqdm.
+    from tqdm import tqdm
+
     watched = shown and sys.stderr.isatty() and not (beside_output and sys.stdout.isatty())
     return tqdm(
         desc=what,
@@ -39,6 +44,36 @@ def progress_bar(
         file=sys.stderr,
         **terminal_size(),
     )
+
+
+@contextlib.contextmanager
+def watched_bytes(what: str) -> Iterator[None]:
+    """Shows a bar of the bytes that functions below `expect` and have `moved`.
+
+    For what is far below the command, which from Python is called by others and says nothing.
+
+    Args:
+      what: is being done, a word.
+    """
+    with progress_bar(what, 0, "bytes") as bar:
+        token = _bar.set(bar)
+        try:
+            yield
+        finally:
+            _bar.reset(token)
+
+
+def expect(size: int) -> None:
+    """Tells the bar of the command, if there is one, that so many more bytes will be moved."""
+    if (bar := _bar.get()) is not None:
+        bar.total += size
+        bar.refresh()
+
+
+def moved(size: int) -> None:
+    """Tells it that so many bytes were moved."""
+    if (bar := _bar.get()) is not None:
+        bar.update(size)
 
 
 def terminal_size() -> dict[str, Any]:

@@ -48,7 +48,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--workdir", type=Path, help="where results are kept and pages written")
     parser.add_argument(
-        "--only", metavar="NAME,...", help="rows whose names begin so, such as convnext_tiny"
+        "--only",
+        metavar="NAME,...",
+        help="some rows, such as convnext_tiny, convnext_tiny.fb_in1k or"
+        " convnext_tiny.fb_in1k/imagenet_a",
     )
     parser.add_argument("--batch_size", type=int, help="over all devices")
     parser.add_argument(

@@ -12,12 +12,15 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
 
+from convnext_jax import progress
 from convnext_jax.arguments import Parser
 from convnext_jax.constants import DECISIVE, PARAMETERS
 from convnext_jax.convert.formats import FORMATS
@@ -81,8 +84,8 @@ def find_asked(arguments: argparse.Namespace) -> Weights:
     )
 
 
-def save_checkpoint(weights: Weights, output: str) -> None:
-    """Writes weights as a checkpoint of ours, step 0.
+def save_checkpoint(weights: Weights, params: Any, output: str) -> None:
+    """Writes weights, of which `params` were read, as a checkpoint of ours, step 0.
 
     Raises:
       InputError: there is a checkpoint already, or the directory cannot be written or lies in a
@@ -93,7 +96,7 @@ def save_checkpoint(weights: Weights, output: str) -> None:
     described = weights.description.to_json() | {key: weights.origin.get(key) for key in _ORIGIN}
     described["parameters"] = weights.parameters
     described["metric"] = DECISIVE[get_variant(weights.description.spec.name).task]
-    write_checkpoint(Path(output), described, weights.on_host(), weights.batch_stats_on_host())
+    write_checkpoint(Path(output), described, params, weights.batch_stats_on_host())
 
 
 def report(weights: Weights) -> str:
@@ -131,21 +134,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.set_verbosity(logging.FATAL)
     parsed = parse_arguments(arguments)
     with exit_in_one_sentence():
-        weights = find_asked(parsed)
-        if parsed.to is None:
-            save_checkpoint(weights, parsed.output)
-        else:
+        with progress.watched_bytes("converting"):
+            weights = find_asked(parsed)
             found = weights.description
-            export(
-                weights.on_host(),
-                found.spec.name,
-                parsed.to,
-                Path(parsed.output),
-                batch_stats=weights.batch_stats_on_host(),
-                overrides=found.spec.overrides,
-                preprocessing=found.preprocessing,
-                class_names=found.class_names,
+            size = 4 * sum(
+                math.prod(leaf.shape) for leaf in jax.tree.leaves(found.spec.abstract_params())
             )
+            if weights.step is not None:  # files of others have told of their own sizes
+                progress.expect(2 * size)
+            params = weights.on_host()
+            if weights.step is not None:
+                progress.moved(size)
+            if parsed.to is None:
+                save_checkpoint(weights, params, parsed.output)
+                progress.moved(size)
+            else:
+                export(
+                    params,
+                    found.spec.name,
+                    parsed.to,
+                    Path(parsed.output),
+                    batch_stats=weights.batch_stats_on_host(),
+                    overrides=found.spec.overrides,
+                    preprocessing=found.preprocessing,
+                    class_names=found.class_names,
+                )
         print(report(weights))
         if parsed.to is not None:
             for note in not_said(weights, parsed.to, Path(parsed.output)):

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from convnext_jax.errors import InputError
@@ -31,10 +32,14 @@ _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 60  # seconds without an answer
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+def sha256_of(path: Path, moved: Callable[[int], object] = lambda size: None) -> str:
+    """The SHA-256 of a file, in hexadecimal; `moved` is told of bytes that were read."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            moved(len(chunk))
+    return digest.hexdigest()
 
 
 def hash_in_name(name: str) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from convnext_jax import progress
 from convnext_jax.errors import InputError
 
 # Ours to PyTorch's, by number of axes: HWIO to OIHW (a depthwise kernel [k, k, 1, C] becomes
@@ -192,6 +193,7 @@ def apply(
             )
         else:
             arrays[ours] = entry.read(tensor)
+            progress.moved(tensor.nbytes)
             if not np.all(np.isfinite(arrays[ours])):
                 offences.append(f"not finite: `{entry.theirs}` has infinite values or NaN")
     for theirs, tensor in tensors.items():

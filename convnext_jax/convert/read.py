@@ -1,5 +1,6 @@
 """Finds the tensors in a file, a folder, a Hub repository or behind an URL."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from convnext_jax import progress
 from convnext_jax.convert import download
 from convnext_jax.convert.safetensors_files import looks_like_safetensors, read_safetensors
 from convnext_jax.convert.torch_files import read_pickle
@@ -166,6 +168,9 @@ def _read_files(
 ) -> Source:
     tensors: dict[str, np.ndarray] = {}
     parameters = "file"
+    with contextlib.suppress(OSError):  # which reading explains
+        # They are hashed, taken into arrays, and written.
+        progress.expect(3 * sum(path.stat().st_size for path in paths))
     for path in paths:
         found, parameters, said = _read_file(path, ema)
         settings = settings | ({META: said} if said else {})
@@ -173,7 +178,7 @@ def _read_files(
         if twice:
             raise InputError(f"{path} repeats `{twice[0]}`, which another shard of {name} has")
         tensors |= found
-    hashes = {path.name: download.sha256_of(path) for path in paths}
+    hashes = {path.name: download.sha256_of(path, progress.moved) for path in paths}
     return Source(name, _without_prefixes(tensors), parameters, hashes, settings)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from convnext_jax import tree
+from convnext_jax import progress, tree
 from convnext_jax.convert import recognise
 from convnext_jax.convert.formats import DIALECTS, Dialect
 from convnext_jax.convert.hf_upernet import upernet_config, upernet_preprocessor
@@ -93,6 +93,7 @@ def export(
         if theirs in unseen:
             return np.zeros((), np.int64)
         entry = entries[theirs]
+        progress.moved(arrays[entry.ours].nbytes)
         return entry.write(arrays[entry.ours])
 
     shapes = {theirs: entry.shapes[0] for theirs, entry in entries.items()}

@@ -13,6 +13,7 @@ import jax
 
 from convnext_jax import __version__, processes, sharding, starting
 from convnext_jax.checkpointing.steps import write_at_once
+from convnext_jax.constants import IMAGENET_1K_CLASSES
 from convnext_jax.errors import InputError
 from convnext_jax.progress import progress_bar
 from convnext_jax.reproducing.page import Result, as_json, markdown, plot
@@ -96,7 +97,7 @@ def reproduce(
       workdir: has `results.json`, from which nothing is measured again, and of each table a page
         (`.md`), the same for programs (`.json`) and a picture (`.svg`).
       reading: keys of `data` of a config that say how images are read.
-      only: beginnings of names of rows; none: all rows.
+      only: names of rows, or their parts before `.` or `/`; none: all rows.
       partial: take test sets with another number of images than was released.
       say: told each result, on the first process.
 
@@ -108,12 +109,12 @@ def reproduce(
     """
     records = Records(workdir / RECORDS)
     chosen = {
-        table.name: [row for row in table.rows if not only or row.name.startswith(tuple(only))]
+        table.name: [row for row in table.rows if not only or _is_named(row, only)]
         for table in tables
     }
     rows = [row for of_table in chosen.values() for row in of_table]
     if not rows:
-        raise InputError(f"`--only` (={','.join(only)}) must begin the name of a row: see `--list`")
+        raise InputError(f"`--only` (={','.join(only)}) must name rows of the table: see `--list`")
     needed = dict.fromkeys(row.test_set for row in rows)
     parts, missing_sets = found_parts([name for name in needed if name in TEST_SETS], data_dir)
     of_set = {name: [p for p in parts if p.key.partition("/")[0] == name] for name in needed}
@@ -140,9 +141,9 @@ def reproduce(
         found = {p.key: records.find(_what(row, p, location)) for p in of_set[row.test_set]}
         return None if None in found.values() else found
 
-    def write() -> None:
-        if processes.is_first():
-            for table in tables:
+    def write(name: str = "") -> None:
+        for table in tables if processes.is_first() else ():
+            if not name or name in {row.name for row in table.rows}:
                 _write(table, results, workdir, weights)
 
     todo = {
@@ -194,9 +195,13 @@ def reproduce(
                 if processes.is_first():
                     bar.clear()
                     say(_line(row, results[row.name]))
-                write()
+                write(row.name)
     write()
     return all(results[row.name].value is not None for row in rows)
+
+
+def _is_named(row: Row, only: Sequence[str]) -> bool:
+    return any(row.name == name or row.name.startswith((f"{name}.", f"{name}/")) for name in only)
 
 
 # What of a task's options a metric needs.
@@ -220,9 +225,13 @@ def _unfit(row: Row, scorer: Scorer | None) -> str | None:
     """Why weights are not those of a row, a sentence; None: they are, or are not needed."""
     if scorer is None or row.test_set == "ade20k":
         return None  # which of both sizes of windows it is says the file
-    size = scorer.model.preprocessing.input_size
-    if size != row.size:
-        return f"Weights for {row.size} pixels are needed; {scorer.weights} are for {size}."
+    size, classes = scorer.model.preprocessing.input_size, scorer.model.spec.num_classes
+    for unit, needed, has in (
+        ("pixels", row.size, size),
+        ("classes", IMAGENET_1K_CLASSES, classes),
+    ):
+        if needed != has:
+            return f"Weights for {needed} {unit} are needed; {scorer.weights} are for {has}."
     return None
 
 
@@ -266,7 +275,9 @@ def _line(row: Row, result: Result) -> str:
 
 
 def _sentence(why: str) -> str:
-    return f"{why[:1].upper()}{why[1:]}{'' if why.endswith('.') else '.'}"
+    first = why.partition(" ")[0]
+    capital = why[:1].upper() if first.isalpha() else why[:1]  # not of a path or an URL
+    return f"{capital}{why[1:]}{'' if why.endswith('.') else '.'}"
 
 
 def _write(table: Table, results: Mapping[str, Result], workdir: Path, weights: str) -> None:

@@ -1,5 +1,6 @@
 """`python -m convnext_jax.convert --to`: the other libraries load what it writes."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -16,6 +17,7 @@ from originals import CLASSES, SMALL, facebook_names, hf_model, randomised, torc
 from PIL import Image
 from random_models import random_images
 
+from convnext_jax import progress
 from convnext_jax.classification.preprocess import Preprocess
 from convnext_jax.convert import published as published_settings
 from convnext_jax.convert import write
@@ -284,3 +286,31 @@ print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert name == "convnext_xlarge"
     assert int(writing) < 3 * size
     assert seconds < 60
+
+
+def test_the_bar_counts_each_byte_that_it_was_told_of(published, tmp_path, monkeypatch):
+    """In both directions; as much as the weights, as often as they are gone through."""
+    bars = []
+
+    class Bar(contextlib.nullcontext):
+        def __init__(self, what, total, unit):
+            super().__init__(self)
+            self.total, self.n = total, 0
+            bars.append(self)
+
+        def update(self, size):
+            self.n += size
+
+        def refresh(self):
+            pass
+
+    monkeypatch.setattr(progress, "progress_bar", Bar)
+    main([str(published), str(tmp_path / "run")])
+    main([str(tmp_path / "run"), str(tmp_path / "back.safetensors"), "--to", "timm"])
+    read, written = bars
+    size = 4 * sum(np.size(leaf) for leaf in jax.tree.leaves(load(str(published)).params))
+    # A file has some bytes that are no weights.
+    assert 3 * size <= read.n <= read.total == 3 * published.stat().st_size < 3.1 * size
+    assert written.n == written.total == 2 * size
+    load(str(published))  # from Python there is no bar
+    assert len(bars) == 2

@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import safetensors.torch
 import tensorflow_datasets as tfds
 from data.ilsvrc import encode
 from oracles import timm, torch
@@ -31,37 +32,47 @@ RANKS = (0, 3, 0, 7)
 ARGUMENTS = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
 
 
-def timm_model(seed: int = 0) -> torch.nn.Module:
-    """A small model of timm's, of whose 1,000 classes many are likely."""
-    torch.manual_seed(seed)
-    model = timm.create_model("convnext_tiny", **ARGUMENTS)
+def timm_model(seed: int = 0, name: str = "convnext_tiny") -> torch.nn.Module:
+    """A small model of timm's, of whose 1,000 classes many are likely.
+
+    Models of other seeds than 0 are a little like that of 0.
+    """
+    torch.manual_seed(0)
+    model = timm.create_model(name, **ARGUMENTS)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+        for of, scale in ((0, 0.3), (seed, 0.01)):
+            torch.manual_seed(of)
+            for parameter in model.parameters():
+                parameter.add_(scale * torch.randn_like(parameter))
     return model.eval()
 
 
-def save_timm(model: torch.nn.Module, folder: Path, size: int = SIZE) -> Path:
+def save_timm(
+    model: torch.nn.Module, folder: Path, size: int = SIZE, name: str = "convnext_tiny"
+) -> Path:
     """Saves as timm saves for the Hub."""
-    import safetensors.torch
-
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(model.state_dict(), folder / "model.safetensors")
-    feeding = {"input_size": [3, size, size], "crop_pct": 0.875, "interpolation": "bicubic"}
-    feeding |= {"mean": MEAN, "std": STD, "crop_mode": "center"}
-    config = {"architecture": "convnext_tiny", "num_classes": 1000, "model_args": ARGUMENTS}
+    feeding = {"input_size": [3, size, size], "interpolation": "bicubic", "mean": MEAN, "std": STD}
+    feeding |= crop_of(size)
+    config = {"architecture": name, "num_classes": model.num_classes, "model_args": ARGUMENTS}
     (folder / "config.json").write_text(json.dumps(config | {"pretrained_cfg": feeding}))
     return folder
 
 
-def logits_of(model: torch.nn.Module, images: list[bytes], *, whole: bool = False) -> np.ndarray:
+def crop_of(size: int) -> dict:
+    """How the authors crop: from 384 pixels on, nothing."""
+    large = size >= 384
+    return {"crop_pct": 1.0 if large else 0.875, "crop_mode": "squash" if large else "center"}
+
+
+def logits_of(
+    model: torch.nn.Module, images: list[bytes], *, size: int = SIZE, whole: bool = False
+) -> np.ndarray:
     """What timm computes of encoded images, [N, 1000]."""
+    crop = {"crop_pct": 1.0, "crop_mode": "squash"} if whole else crop_of(size)
     transform = timm.data.create_transform(
-        (3, SIZE, SIZE),
-        crop_pct=1.0 if whole else 0.875,
-        interpolation="bicubic",
-        mean=MEAN,
-        std=STD,
+        (3, size, size), interpolation="bicubic", mean=MEAN, std=STD, **crop
     )
     opened = [Image.open(io.BytesIO(image)).convert("RGB") for image in images]
     with torch.no_grad():
@@ -99,16 +110,27 @@ class Sets:
     Attributes:
       data_dir: as the commands take it.
       logits: by test set, [N, 1000]; of corrupted ones by (set, corruption, severity).
+      images: likewise, as files have them.
       labels: likewise.
     """
 
-    def __init__(self, folder: Path, model: torch.nn.Module) -> None:
+    def __init__(
+        self, folder: Path, model: torch.nn.Module, size: int = SIZE, clean: bool = False
+    ) -> None:
+        """Writes all sets, or (`clean`) ImageNet's validation images alone."""
         self.data_dir = folder / "tfds"
         self.logits: dict = {}
+        self.images: dict = {}
         self.labels: dict = {}
+        self._size = size
         self._model = model
         self._folder = folder
         self._rng = np.random.default_rng(0)
+        # Half of the clean images have a class of ImageNet-A, of which some are in R, too.
+        self._write("imagenet", self.data_dir / "val", 8)
+        self._write("imagenet", self.data_dir / "val", 8, among=IMAGENET_A)
+        if clean:
+            return
         self._prepare_subset("imagenet_a", IMAGENET_A, 10)
         self._prepare_subset("imagenet_r", IMAGENET_R, 9)
         root = folder / "v2" / "imagenetv2-matched-frequency-format-val"
@@ -116,9 +138,6 @@ class Sets:
         self._prepare("imagenet_v2/matched-frequency", {"matched-frequency.tar.gz": root.parent})
         self._prepare_real()
         self._write("imagenet_sketch", self.data_dir / "sketch", 6)
-        # Half of the clean images have a class of ImageNet-A, of which some are in R, too.
-        self._write("imagenet", self.data_dir / "val", 8)
-        self._write("imagenet", self.data_dir / "val", 8, among=IMAGENET_A)
         for name, corruptions in (("imagenet_c", ALEXNET_ERRORS), ("imagenet_c_bar", C_BAR)):
             for corruption in corruptions:
                 for severity in SEVERITIES:
@@ -127,13 +146,14 @@ class Sets:
 
     def _labelled(self, key, count: int, among=range(1000), side=None) -> list[tuple[bytes, int]]:
         images = encoded(self._rng, count, side)
-        logits = logits_of(self._model, images, whole=side is not None)
+        logits = logits_of(self._model, images, size=self._size, whole=side is not None)
         columns = np.array(among)
         first = int(self._rng.integers(len(RANKS)))
         order = columns[np.argsort(-logits[:, columns], axis=1)]
         labels = [int(order[i, RANKS[(first + i) % len(RANKS)]]) for i in range(count)]
         before = self.logits.get(key, np.zeros((0, 1000), np.float32))
         self.logits[key] = np.concatenate([before, logits])
+        self.images[key] = [*self.images.get(key, []), *images]
         self.labels[key] = [*self.labels.get(key, []), *labels]
         return list(zip(images, labels, strict=True))
 

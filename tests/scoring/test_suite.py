@@ -217,8 +217,6 @@ def test_weights_for_other_classes_are_refused(tmp_path, sets, capsys):
     model = timm_model()
     model.reset_classifier(10)
     place = save_timm(model, tmp_path / "ten")
-    config = json.loads((place / "config.json").read_text())
-    (place / "config.json").write_text(json.dumps(config | {"num_classes": 10}))
     for only in ("imagenet_a", "imagenet_v2", "imagenet_c"):
         arguments = ["--suite", "robustness", "--only", only, "--partial"]
         with pytest.raises(SystemExit) as ended:
