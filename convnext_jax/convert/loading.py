@@ -159,7 +159,7 @@ def _about_classifier(
     known = published.find_published(source.name, model, found.num_classes)
     return (
         published.licence_of(known, dialect, source.settings),
-        published.preprocessing_of(model, known, dialect, source.settings),
+        published.preprocessing_of(model, known, dialect, source.settings, source.name),
         published.class_names_of(source.settings, found.num_classes),
         [],
     )

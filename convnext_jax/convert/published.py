@@ -37,6 +37,16 @@ _TAGS = (
     (r"facebook/dinov3-convnext-\w+-pretrain-lvd1689m", "dinov3_lvd1689m"),
 )
 
+# torchvision's files, and the side that images are resized to, bilinearly, before 224 are cut out.
+_TORCHVISION_SIDES = {
+    "convnext_tiny-983f1562.pth": 236,
+    "convnext_small-0c510722.pth": 230,
+    "convnext_base-6075fbad.pth": 232,
+    "convnext_large-ea097f82.pth": 232,
+    "resnet50-0676ba61.pth": 256,
+    "resnet50-11ad3fa6.pth": 232,
+}
+
 # Licences of the weights that a format's name alone is enough to know.
 _LICENCES = {
     "dinov3": "dinov3-license",
@@ -68,9 +78,8 @@ def find_published(name: str, model: str, num_classes: int) -> Pretrained | None
       model: what the file's tensors are; weights of another one are not it, whatever the name.
       num_classes: the same.
     """
-    name = name.removeprefix("hf-hub:").partition("@")[0].partition("?")[0].rstrip("/")
-    file = name.rpartition("/")[2]
     known = PRETRAINED | NOT_ON_HUB
+    name, file = _plain(name), _file_of(name)
     # timm's own names, as of its repositories and of files called after them.
     found = PRETRAINED.get(re.sub(r"\.(safetensors|bin|pth|pt)$", "", file))
     for pattern, tag in _TAGS:
@@ -99,16 +108,21 @@ def preprocessing_of(
     published: Pretrained | None,
     dialect: Dialect,
     settings: Mapping[str, Mapping[str, Any]],
+    name: str = "",
 ) -> Preprocessing:
     """How images are fed to weights.
 
     In this order: what the settings beside the weights say; what is known of these published
-    weights; CLIP's mean and standard deviation for OpenCLIP; the variant's.
+    weights (torchvision's are known by `name`, their file's or its URL); CLIP's mean and standard
+    deviation for OpenCLIP; the variant's.
     """
     base = published if published is not None else get_variant(model)
     fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(Preprocessing)}
     if published is None and dialect.format == "openclip":
         fields |= {"mean": CLIP_MEAN, "std": CLIP_STD}
+    side = _TORCHVISION_SIDES.get(_file_of(name))
+    if dialect.format == "torchvision" and side is not None:
+        fields |= {"crop_fraction": _fraction(224, side), "interpolation": "bilinear"}
     fields |= _from_timm(settings.get("config.json", {}).get("pretrained_cfg") or {})
     fields |= _from_hf(settings.get("preprocessor_config.json", {}))
     return Preprocessing(**fields)
@@ -128,6 +142,24 @@ def _from_timm(said: Mapping[str, Any]) -> dict[str, Any]:
     if "input_size" in said:
         fields["input_size"] = said["input_size"][1]  # channels, height, width
     return fields
+
+
+def _fraction(cut: int, resized: int) -> float:
+    """The share that is cut out, such that what is resized to comes out of it without rounding."""
+    fraction = cut / resized
+    while int(cut / fraction) < resized:
+        fraction = math.nextafter(fraction, 0)
+    return fraction
+
+
+def _plain(name: str) -> str:
+    """A repository without its revision, or a file or URL without what is asked of a server."""
+    return name.removeprefix("hf-hub:").partition("@")[0].partition("?")[0].rstrip("/")
+
+
+def _file_of(name: str) -> str:
+    """The last part of a name."""
+    return _plain(name).rpartition("/")[2]
 
 
 def _from_hf(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,10 +184,7 @@ def _from_hf(said: Mapping[str, Any]) -> dict[str, Any]:
         # CLIP's processor: the sizes before and after cropping are given, each by itself.
         resized, cut = fields["input_size"], crop["height"]
         squash = isinstance(said["size"], Mapping) and "height" in said["size"]
-        fraction = cut / resized
-        while int(cut / fraction) < resized:  # what is resized to, without rounding
-            fraction = math.nextafter(fraction, 0)
-        fields |= {"input_size": cut, "crop_fraction": fraction}
+        fields |= {"input_size": cut, "crop_fraction": _fraction(cut, resized)}
         fields["crop_mode"] = "squash" if squash else "center"
     if said:
         fields["exif"] = True  # transformers turns images as it loads them

@@ -1,10 +1,15 @@
 """Names and settings beside weights: licence, preprocessing and classes."""
 
+import numpy as np
 import pytest
+from oracles import torch, torchvision
+from PIL import Image
 
+from convnext_jax.classification.preprocess import Preprocess
 from convnext_jax.convert import published
 from convnext_jax.convert.formats import DIALECTS
 from convnext_jax.errors import InputError
+from convnext_jax.models.pretrained import NOT_ON_HUB, PRETRAINED
 from convnext_jax.models.registry import get_pretrained
 
 DIALECT = {dialect.name: dialect for dialect in DIALECTS}
@@ -16,6 +21,8 @@ DIALECT = {dialect.name: dialect for dialect in DIALECTS}
         ("https://host/convnext_tiny_1k_224_ema.pth", "convnext_tiny", 1000, "fb_in1k"),
         ("w/convnext_base_22k_224.pth", "convnext_base", 21841, "fb_in22k"),
         ("convnext_base_22k_1k_384.pth", "convnext_base", 1000, "fb_in22k_ft_in1k_384"),
+        ("convnext_base_1k_384.pth", "convnext_base", 1000, "fb_in1k_384"),
+        ("convnext_iso_small_1k_224_ema.pth", "convnext_isotropic_small", 1000, "fb_in1k"),
         ("convnextv2_atto_1k_224_ema.pt", "convnextv2_atto", 1000, "fcmae_ft_in1k"),
         ("convnextv2_tiny_22k_224_ema.pt", "convnextv2_tiny", 1000, "fcmae_ft_in22k_in1k"),
         ("convnextv2_huge_1k_224_fcmae.pt", "convnextv2_huge", 0, "fcmae"),
@@ -33,7 +40,7 @@ DIALECT = {dialect.name: dialect for dialect in DIALECTS}
 )
 def test_published_names(name, model, classes, tag):
     found = published.find_published(name, model, classes)
-    assert found == get_pretrained(f"{model}.{tag}")
+    assert found == (PRETRAINED | NOT_ON_HUB)[f"{model}.{tag}"]
     # Fine-tuned for something else, under the same name.
     assert published.find_published(name, model, 7) is None
     assert published.find_published(name, "convnext_femto", classes) is None
@@ -72,6 +79,25 @@ def test_preprocessing_in_order_of_precedence():
         0.4815, abs=1e-4
     )
     assert feed({}, dialect="dinov3").mean[0] == 0.485
+
+
+@pytest.mark.parametrize("model", ["convnext_tiny", "convnext_small", "convnext_base", "resnet50"])
+def test_torchvisions_files_are_fed_as_torchvision_does(model):
+    """By its own list of weights, and pixel by pixel."""
+    ours = model.replace("resnet50", "roadmap_resnet50_original")
+    dialect = DIALECT["torchvision, ResNet" if "resnet" in model else "torchvision"]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 401, 3), np.uint8))
+    for weights in torchvision.models.get_model_weights(model):
+        fed = published.preprocessing_of(ours, None, dialect, {}, weights.url)
+        theirs = weights.transforms()
+        assert int(fed.input_size / fed.crop_fraction) == theirs.resize_size[0]
+        assert fed.interpolation == theirs.interpolation.value == "bilinear"
+        pixels = torch.tensor(Preprocess(fed)(image)).permute(2, 0, 1) / 255
+        mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (fed.mean, fed.std))
+        # uint8 pixels on both sides.
+        torch.testing.assert_close((pixels - mean) / std, theirs(image), rtol=0, atol=1e-6)
+    elsewhere = published.preprocessing_of(ours, None, dialect, {}, "mine.pth")
+    assert elsewhere == published.preprocessing_of(ours, None, dialect, {})
 
 
 @pytest.mark.parametrize(
