@@ -297,6 +297,18 @@ def own_fault(error: object) -> bool:
     return str(error).strip().startswith(_OWN_FAULTS)
 
 
+def broken_collective(error: BaseException | None) -> jax.errors.JaxRuntimeError | None:
+    """What a lost peer broke, if an error or what caused it is that; only of several processes.
+
+    `ending_together` knows what it means; it must come there as it is.
+    """
+    while error is not None and jax.process_count() > 1:
+        if isinstance(error, jax.errors.JaxRuntimeError) and not own_fault(error):
+            return error
+        error = error.__cause__
+    return None
+
+
 def _leave(listener: threading.Thread) -> None:
     """Waits for the other processes to come here, and parts from them."""
     jax.distributed.shutdown()

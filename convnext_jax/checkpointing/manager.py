@@ -267,6 +267,8 @@ class Checkpoints:
         self._failed = True
         if isinstance(error, RunError | Lost):
             raise error
+        if (broken := processes.broken_collective(error)) is not None:
+            raise broken  # not what was saved: another process is gone
         with contextlib.suppress(OSError):  # what failed first says more
             self._require_owned()  # another run cleared away what was half-written
         complete = completed_steps(self._directory)

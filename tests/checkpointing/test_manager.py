@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.errors import JaxRuntimeError
 
 from convnext_jax import sharding
 from convnext_jax.checkpointing import manager, reading
@@ -206,3 +207,26 @@ def test_closing_raises_only_what_was_not_raised_before(raised_before, tmp_path,
     else:
         with pytest.raises(RunError, match="saving step 1 to .* failed"):
             checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    "text, processes, kind",
+    [
+        ("UNKNOWN: Gloo AllGather failed: Connection closed by peer", 2, JaxRuntimeError),
+        ("UNKNOWN: Gloo AllGather failed: Connection closed by peer", 1, RunError),
+        ("RESOURCE_EXHAUSTED: Out of memory", 2, Lost),
+        ("INVALID_ARGUMENT: shapes", 2, RunError),
+    ],
+)
+def test_a_peer_that_is_lost_in_a_save_is_not_a_save_that_failed(
+    text, processes, kind, tmp_path, monkeypatch
+):
+    """What the collectives of a save say is for `ending_together`, which knows who is gone."""
+    checkpoints = manager.Checkpoints(tmp_path, best_metric="top1")
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    wrapped = ValueError("something of Orbax's")
+    wrapped.__cause__ = error = JaxRuntimeError(text)
+    for raised in (error, wrapped):
+        with pytest.raises(kind) as found:
+            checkpoints._fail(raised)
+        assert (found.value is error) == (kind is JaxRuntimeError)
