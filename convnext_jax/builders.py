@@ -17,7 +17,7 @@ from convnext_jax.checkpointing.reading import absolute
 from convnext_jax.config import Config, DataConfig, Steps
 from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.data.pipeline import Batches, Passes, train_batches
-from convnext_jax.data.sources import Dataset, check_same_classes
+from convnext_jax.data.sources import Dataset, check_same_classes, require_one_label
 from convnext_jax.errors import InputError, Lost
 from convnext_jax.models import initial
 from convnext_jax.models.registry import backbone_name, same_network
@@ -56,8 +56,7 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
         wing.open(config, split) for split in (config.data.train_split, config.data.eval_split)
     )
     check_same_classes(source, held_out)
-    if getattr(source, "lists", False):
-        raise InputError(f"{source} must have one class for each image to train on, not a list")
+    require_one_label(source)
     require_same_everywhere(config, [source, held_out])
     allow_open_files([source, held_out], workers_of(config.data))
     start = find_start(config, directory)

@@ -27,7 +27,7 @@ from convnext_jax.config import Config
 from convnext_jax.config_files import ConfigFileParser, load_config
 from convnext_jax.data.checking import SplitFacts, read_all, same_pixels
 from convnext_jax.data.open_files import allow_open_files
-from convnext_jax.data.sources import check_same_classes
+from convnext_jax.data.sources import check_same_classes, require_one_label
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.progress import progress_bar
 from convnext_jax.wings import wing_of
@@ -59,6 +59,8 @@ def check(config: Config) -> dict[str, Any]:
     data = config.data
     wing = wing_of(config.model.name)
     sources = [wing.open(config, s, look=False) for s in (data.train_split, data.eval_split)]
+    for source in sources:
+        require_one_label(source)
     problems, remarks = list[str](), list[str]()
     try:
         check_same_classes(*sources)

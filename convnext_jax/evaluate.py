@@ -25,6 +25,7 @@ from convnext_jax import processes, sharding, starting
 from convnext_jax.arguments import Parser
 from convnext_jax.classification.metrics import class_scores
 from convnext_jax.constants import PARAMETERS
+from convnext_jax.data.folder import NAME as FOLDER
 from convnext_jax.data.imagenet_subsets import SUBSETS
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.progress import progress_bar
@@ -39,7 +40,9 @@ _OPTIONS = ("confusion", "per_class", "multi_scale")
 _VALUES = ("first_label", "ignored")
 # Flags that only classifiers have.
 _OF_IMAGES = ("classes", "whole", "suite")
-# Flags that a suite has no use for.
+# Flags that only suites have.
+_OF_SUITES = ("only", "results", "partial", "again")
+# Flags that they have no use for.
 _OF_ONE_DATASET = ("dataset", "split", "classes", "whole", "confusion")
 
 
@@ -74,7 +77,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument(
         "--results",
-        type=Path,
         metavar="FILE.json",
         help="of the suite: what is kept of it, and not measured again (default: suite.json in the"
         " run's workdir, else in the current directory)",
@@ -83,6 +85,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--partial",
         action="store_true",
         help="of the suite: also sets with other numbers of images than were released",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="of the suite: measure also what is kept"
     )
     parser.add_argument("--batch_size", type=int, help="over all devices (default: the run's)")
     parser.add_argument(
@@ -152,17 +157,23 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.suite:
         if given := [name for name in _OF_ONE_DATASET if getattr(arguments, name)]:
             raise InputError(f"`--{given[0]}` must not be given with `--suite`")
+        ran_on = (weights.config or {}).get("data", {})
+        own = None if ran_on.get("name") == FOLDER else ran_on.get("dir")
+        if arguments.results is not None and "://" in arguments.results:
+            raise InputError(f"`--results` (={arguments.results}) must be a file on a disk")
         return run_suite(
             scorer,
             arguments.suite,
-            arguments.data_dir,
+            arguments.data_dir or own,
             reading=reading,
-            records=arguments.results,
+            records=None if arguments.results is None else Path(arguments.results),
             only=arguments.only,
             partial=arguments.partial,
+            again=arguments.again,
         )
-    if arguments.only or arguments.results or arguments.partial:
-        raise InputError("`--only`, `--results` and `--partial` are for `--suite` alone")
+    for name in _OF_SUITES:
+        if getattr(arguments, name):
+            raise InputError(f"`--{name}` is for `--suite` alone")
     config = config_for(
         weights,
         reading
@@ -208,6 +219,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "parameters": weights.parameters,
         "dataset": data.name,
         "split": data.eval_split,
+        "classes": arguments.classes,
+        "whole": opened.whole,
         "notes": list(opened.remarks),
     } | results
 
@@ -286,6 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             left_out = f" ({results['num_skipped']} skipped)" if results["num_skipped"] else ""
             if results.get("num_uncounted"):
                 left_out += f" ({results['num_uncounted']} more do not count)"
+            of = f", classes of {results['classes']}" if results["classes"] else ""
+            of += ", whole images" if results["whole"] else ""
             which = PARAMETERS[results["parameters"]]
             words = wing_of(results["model"]).words(results)
             if "macro_f1" in results:
@@ -295,10 +310,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 words = words.format_map(results)
             print(
                 "{model}, {weights} ({which}), on {num_examples} images{left_out} of {dataset}"
-                " `{split}`: {words}".format(which=which, left_out=left_out, words=words, **results)
+                " `{split}`{of}: {words}".format(
+                    which=which, left_out=left_out, of=of, words=words, **results
+                )
             )
             for note in results["notes"]:
                 print(f"note: {note}")
+        if results.get("failed"):
+            raise InputError("; ".join(results["failed"].values()))
 
 
 if __name__ == "__main__":

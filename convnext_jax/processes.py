@@ -297,7 +297,7 @@ def own_fault(error: object) -> bool:
     return str(error).strip().startswith(_OWN_FAULTS)
 
 
-def broken_collective(error: BaseException | None) -> jax.errors.JaxRuntimeError | None:
+def broken_collective(error: BaseException | None) -> BaseException | None:
     """What a lost peer broke, if an error or what caused it is that; only of several processes.
 
     `ending_together` knows what it means; it must come there as it is.

@@ -46,7 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help=f"{HUB} (default): the Hugging Face Hub; {AUTHORS}: the authors' server; the beginning"
         " of an URL, or a folder, that has the authors' files",
     )
-    parser.add_argument("--workdir", type=Path, help="where results are kept and pages written")
+    parser.add_argument("--workdir", help="where results are kept and pages written")
     parser.add_argument(
         "--only",
         metavar="NAME,...",
@@ -64,6 +64,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         action="store_true",
         help="also test sets with other numbers of images than were released",
     )
+    parser.add_argument("--again", action="store_true", help="measure also what is kept")
     return parser.parse_args(arguments)
 
 
@@ -85,20 +86,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(f"a table must be given: {', '.join(TABLES)}; or `--list`")
         if parsed.workdir is None:
             raise InputError("`--workdir` must be given: results are kept there")
+        if "://" in parsed.workdir:
+            raise InputError(f"`--workdir` (={parsed.workdir}) must be a directory on a disk")
+        workdir = Path(parsed.workdir).expanduser().absolute()
         processes.join()
         with processes.ending_together():
             complete = reproduce(
                 tables,
                 parsed.data_dir,
                 parsed.weights,
-                parsed.workdir.expanduser().absolute(),
+                workdir,
                 reading={"eval_batch": parsed.batch_size, "on_error": parsed.on_error},
                 only=[name.strip() for name in parsed.only.split(",")] if parsed.only else (),
                 partial=parsed.partial,
+                again=parsed.again,
             )
         if processes.is_first():
             for table in tables:
-                print(f"{parsed.workdir / table.name}.md")
+                print(f"{workdir / table.name}.md")
         if not complete:
             sys.exit(_INCOMPLETE)
 

@@ -24,7 +24,11 @@ def find_prepared(
         return read_only_builder.builder_from_files(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         return None
-    except ValueError as error:
+    except Exception as error:
+        if type(error).__name__ == "NotFoundError":  # TensorFlow's, of a bucket's folder
+            return None
+        if not isinstance(error, ValueError):
+            raise
         raise InputError(
             f"dataset `{name}` must be written NAME, NAME/CONFIG, NAME:VERSION or"
             f" NAME/CONFIG:VERSION"

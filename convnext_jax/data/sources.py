@@ -123,6 +123,12 @@ def folder_root(data_dir: str | os.PathLike[str] | None) -> Path:
     return Path(data_dir).expanduser()
 
 
+def require_one_label(source: Any) -> None:
+    """Raises InputError if examples have lists of labels, which only an evaluation takes."""
+    if getattr(source, "lists", False):
+        raise InputError(f"{source} must have one class for each image, and has a list of them")
+
+
 class HasClasses(Protocol):
     """What is asked of a source here."""
 

@@ -37,6 +37,7 @@ class Result:
       missing: where nothing was measured, a sentence that says what to do.
       num_examples: images that the value is of.
       remarks: sentences that a reader of the value must know.
+      partial: the value is of a part of the test set, which no tolerance is for.
 
     Raises:
       ValueError: there is both a value and what is missing, or neither, or the value is not finite.
@@ -46,6 +47,7 @@ class Result:
     missing: str = ""
     num_examples: int | None = None
     remarks: tuple[str, ...] = ()
+    partial: bool = False
 
     def __post_init__(self) -> None:
         """Checks that it is one of both."""
@@ -107,7 +109,8 @@ def as_json(
         entry["remarks"] = list(result.remarks)
         entry["difference"] = _difference(result, row.published[0])
         within = _is_within(row, result, row.published[0])
-        rows.append(entry | {"within_tolerance": None if result.value is None else within})
+        judged = result.value is not None and not result.partial
+        rows.append(entry | {"within_tolerance": within if judged else None})
     return {"name": table.name, "title": table.title, "about": dict(about), "rows": rows}
 
 
@@ -206,7 +209,7 @@ def _difference(result: Result, said: Published) -> float | None:
 
 def _is_within(row: Row, result: Result, said: Published) -> bool:
     difference = _difference(result, said)
-    return difference is not None and abs(difference) <= row.tolerance
+    return difference is not None and not result.partial and abs(difference) <= row.tolerance
 
 
 def _cells(row: Row, result: Result) -> tuple[str, ...]:
@@ -220,6 +223,8 @@ def _cells(row: Row, result: Result) -> tuple[str, ...]:
         within = f"no (±{row.tolerance})" + (f"; of {', '.join(agreeing)}: yes" if agreeing else "")
         if _is_within(row, result, first):
             within = f"yes (±{row.tolerance})"
+        if result.partial:
+            within = "a part of the set"
     beside = "; ".join(f"{other.source}: {other.value}" for other in others)
     said = "" if first.source.startswith("paper") else f"{first.source}: "
     said += f"{first.value} ({beside})" if beside else f"{first.value}"

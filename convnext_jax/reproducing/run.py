@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import importlib.metadata
+import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,32 +15,24 @@ import jax
 from convnext_jax import __version__, processes, sharding, starting
 from convnext_jax.checkpointing.steps import write_at_once
 from convnext_jax.constants import IMAGENET_1K_CLASSES
-from convnext_jax.errors import InputError
+from convnext_jax.convert.published import find_published
+from convnext_jax.errors import InputError, did_you_mean
+from convnext_jax.models.pretrained import PRETRAINED
 from convnext_jax.progress import progress_bar
 from convnext_jax.reproducing.page import Result, as_json, markdown, plot
 from convnext_jax.reproducing.tables import SERVER, Row, Table
 from convnext_jax.scoring.records import Records
 from convnext_jax.scoring.scorer import Scorer
-from convnext_jax.scoring.suite import found_parts, measure, summary
-from convnext_jax.scoring.test_sets import TEST_SETS, Part
+from convnext_jax.scoring.suite import Acceptance, found_parts, measured, summary
+from convnext_jax.scoring.test_sets import TEST_SETS, Part, keys_of
 from convnext_jax.weights.find import Weights, find
 
 RECORDS = "results.json"
 # What `--weights` may say beside a folder and the beginning of an URL.
 HUB, AUTHORS = "hub", "authors"
-
-
-@dataclasses.dataclass
-class _Job:
-    """What is measured with one set of weights.
-
-    Attributes:
-      location: where they are, as `find` takes it.
-      rows: that need them.
-    """
-
-    location: str
-    rows: list[Row]
+# What of a task's options a metric needs.
+_OPTIONS = {"miou_multi_scale": {"multi_scale": True}}
+_NO_DETECTION = "Wait for a version of this project that detects."
 
 
 def location_of(row: Row, weights: str) -> str:
@@ -63,7 +56,8 @@ def location_of(row: Row, weights: str) -> str:
                 if row.path
                 else "no published weights are known"
             )
-        return row.hub
+        # In full: a folder of that name may lie here.
+        return f"hf-hub:{PRETRAINED[row.hub].hub_id}" if row.hub in PRETRAINED else row.hub
     if row.path is None:
         raise InputError("no file of the authors' is known")
     if weights == AUTHORS:
@@ -77,6 +71,45 @@ def location_of(row: Row, weights: str) -> str:
     raise InputError(f"put {Path(row.path).name} into {folder}: it comes from {SERVER}{row.path}")
 
 
+class _Job:
+    """One set of weights, read when something is first measured with it.
+
+    Attributes:
+      location: where it is, as `find` takes it.
+      state: of its file, as it was found; a file that is replaced is another one.
+      rows: that need it.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        file = Path(location)
+        self.state = [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else []
+        self.rows: list[Row] = []
+        self._scorer: Scorer | str | None = None
+
+    def scorer(self, mesh: Any) -> Scorer | str:
+        """The scorer, or why some process has none; asked for once, and then remembered."""
+        if self._scorer is None:
+            found = self._find()
+            self._scorer = found if isinstance(found, str) else Scorer(found, mesh)
+        return self._scorer
+
+    def free(self) -> None:
+        """Lets go of the weights; they are not asked for again."""
+        self._scorer = "they were used before"
+
+    def _find(self) -> Weights | str:
+        try:
+            weights, why = find(self.location), ""
+        except InputError as error:
+            weights, why = None, str(error)
+        reasons = [reason for reason in processes.texts_from_all(why) if reason]
+        if reasons or weights is None:
+            return reasons[0]
+        starting.check_same(f"`--weights` (={self.location})", weights)
+        return weights
+
+
 def reproduce(
     tables: Sequence[Table],
     data_dir: str | None,
@@ -86,6 +119,7 @@ def reproduce(
     reading: Mapping[str, Any],
     only: Sequence[str] = (),
     partial: bool = False,
+    again: bool = False,
     say: Callable[[str], object] = print,
 ) -> bool:
     """Measures what of the tables can be measured, and writes pages of them.
@@ -99,32 +133,32 @@ def reproduce(
       reading: keys of `data` of a config that say how images are read.
       only: names of rows, or their parts before `.` or `/`; none: all rows.
       partial: take test sets with another number of images than was released.
+      again: measure also what is kept.
       say: told each result, on the first process.
 
     Returns:
       Whether all rows that were asked for have results.
 
     Raises:
-      InputError: a test set is incomplete, or `workdir` cannot be written.
+      InputError: `only` names no row, or `workdir` cannot be written.
     """
-    records = Records(workdir / RECORDS)
-    chosen = {
-        table.name: [row for row in table.rows if not only or _is_named(row, only)]
-        for table in tables
-    }
-    rows = [row for of_table in chosen.values() for row in of_table]
-    if not rows:
-        raise InputError(f"`--only` (={','.join(only)}) must name rows of the table: see `--list`")
-    needed = dict.fromkeys(row.test_set for row in rows)
-    parts, missing_sets = found_parts([name for name in needed if name in TEST_SETS], data_dir)
-    of_set = {name: [p for p in parts if p.key.partition("/")[0] == name] for name in needed}
-    results: dict[str, Result] = {}
+    rows = _chosen(tables, only)
+    kept = Records(workdir / RECORDS, again=again)
+    reading = {key: value for key, value in reading.items() if value is not None}
+    accepts = Acceptance(partial, reading.get("on_error") == "skip")
+    needed = dict.fromkeys(row.test_set for row in rows if row.test_set in TEST_SETS)
+    parts, missing, failed = found_parts(needed, data_dir)
+    of_set = {name: [part for part in parts if part.set_name == name] for name in needed}
+    absent = {name: _sentence(why) for name, why in (missing | failed).items()}
+    results = _remembered(tables, Records(workdir / RECORDS), accepts)
+    for row in rows:
+        results.pop(row.name, None)
     jobs: dict[str, _Job] = {}
     for row in rows:
         if row.test_set not in TEST_SETS:
-            results[row.name] = Result(None, "Wait for a version of this project that detects.")
-        elif row.test_set in missing_sets:
-            results[row.name] = Result(None, _sentence(missing_sets[row.test_set]))
+            results[row.name] = Result(None, _NO_DETECTION)
+        elif row.test_set in absent:
+            results[row.name] = Result(None, absent[row.test_set])
         else:
             try:
                 location, why = location_of(row, weights), ""
@@ -134,115 +168,136 @@ def reproduce(
             if why:
                 results[row.name] = Result(None, _sentence(why))
             else:
-                jobs.setdefault(location, _Job(location, [])).rows.append(row)
+                jobs.setdefault(location, _Job(location)).rows.append(row)
 
-    def kept(row: Row, location: str) -> dict[str, Any] | None:
-        """The results of all parts of a row, by their keys; None: some are not there."""
-        found = {p.key: records.find(_what(row, p, location)) for p in of_set[row.test_set]}
-        return None if None in found.values() else found
+    def found_of(row: Row, job: _Job) -> dict[str, dict[str, Any] | None]:
+        """What is kept of each part of a row."""
+        return {
+            part.key: accepts.of(kept.find(_what(row, part, job)), part)
+            for part in of_set[row.test_set]
+        }
 
     def write(name: str = "") -> None:
         for table in tables if processes.is_first() else ():
             if not name or name in {row.name for row in table.rows}:
                 _write(table, results, workdir, weights)
 
-    todo = {
-        location: [row for row in job.rows if kept(row, location) is None]
-        for location, job in jobs.items()
-    }
     total = sum(
         part.test_set.images
-        for location, of_job in todo.items()
-        for row in of_job
+        for job in jobs.values()
+        for row in job.rows
         for part in of_set[row.test_set]
-        if records.find(_what(row, part, location)) is None
+        if found_of(row, job)[part.key] is None
     )
     mesh = sharding.create_mesh()
     with progress_bar("measuring", total, "images", shown=processes.is_first()) as bar:
-        for location, job in jobs.items():
-            scorer: Scorer | None = None
+
+        def tell(line: str) -> None:
+            if processes.is_first():
+                bar.write(line, file=sys.stderr)
+
+        def measure(row: Row, part: Part, job: _Job) -> dict[str, Any] | str:
+            scorer = job.scorer(mesh)
+            if isinstance(scorer, str):
+                return _sentence(scorer)
+            if (why := _unfit(row, scorer)) is not None:
+                return why
+            bar.set_description(f"{row.name.partition('/')[0]} {part.key}")
+            options = _OPTIONS.get(row.metric)
+            batch = {"eval_batch": mesh.size} if options else {}
+            found = measured(
+                scorer,
+                part,
+                {**batch, **reading},
+                partial=partial,
+                moved=bar.update,
+                say=tell,
+                options=options,
+            )
+            return _sentence(found) if isinstance(found, str) else found
+
+        for job in jobs.values():
             for row in job.rows:
-                if row in todo[location] and scorer is None:
-                    found = _found(location)
-                    if isinstance(found, str):
-                        for each in todo[location]:
-                            results[each.name] = Result(None, _sentence(found))
-                    else:
-                        scorer = Scorer(found, mesh)
-                if row.name in results:
-                    continue
-                if (why := _unfit(row, scorer)) is not None:
-                    results[row.name] = Result(None, why)
-                    continue
-                for part in of_set[row.test_set] if row in todo[location] else ():
-                    what = _what(row, part, location)
-                    if records.find(what) is None:
-                        assert scorer is not None
-                        bar.set_description(f"{row.name.partition('/')[0]} {part.key}")
-                        options = _OPTIONS.get(row.metric)
-                        batch = {"eval_batch": mesh.size} if options else {}
-                        found_part = measure(
-                            scorer,
-                            part,
-                            {**batch, **{k: v for k, v in reading.items() if v is not None}},
-                            partial=partial,
-                            moved=bar.update,
-                            say=lambda line: bar.write(line, file=sys.stderr),
-                            options=options,
-                        )
-                        records.add(what, found_part)
-                results[row.name] = _result(row, kept(row, location) or {})
-                if processes.is_first():
+                why, of_row = "", found_of(row, job)
+                for part in of_set[row.test_set]:
+                    if of_row[part.key] is None and not why:
+                        found = measure(row, part, job)
+                        if isinstance(found, str):
+                            why = found
+                        else:
+                            kept.add(_what(row, part, job), found)
+                            of_row[part.key] = found
+                result = Result(None, why) if why else _result(row, of_row)
+                results[row.name] = result
+                if processes.is_first() and result.value is not None:
                     bar.clear()
-                    say(_line(row, results[row.name]))
+                    say(_line(row, result))
                 write(row.name)
+            job.free()
     write()
     return all(results[row.name].value is not None for row in rows)
 
 
-def _is_named(row: Row, only: Sequence[str]) -> bool:
-    return any(row.name == name or row.name.startswith((f"{name}.", f"{name}/")) for name in only)
+def _chosen(tables: Sequence[Table], only: Sequence[str]) -> list[Row]:
+    """The rows of the tables that `only` names, each of whose names must name some."""
+    rows = [row for table in tables for row in table.rows]
+    for name in only:
+        if not any(_is_named(row, name) for row in rows):
+            names = {row.name.partition("/")[0] for row in rows} | {row.name for row in rows}
+            raise InputError(
+                f"`--only` (={name}) must name rows of {', '.join(t.name for t in tables)}"
+                f"{did_you_mean(name, names)}; `--list` lists them"
+            )
+    return [row for row in rows if not only or any(_is_named(row, name) for name in only)]
 
 
-# What of a task's options a metric needs.
-_OPTIONS = {"miou_multi_scale": {"multi_scale": True}}
+def _is_named(row: Row, name: str) -> bool:
+    return row.name == name or row.name.startswith((f"{name}.", f"{name}/"))
 
 
-def _found(location: str) -> Weights | str:
-    """Weights, or why some process has none."""
-    try:
-        weights, why = find(location), ""
-    except InputError as error:
-        weights, why = None, str(error)
-    reasons = [reason for reason in processes.texts_from_all(why) if reason]
-    if reasons or weights is None:
-        return reasons[0]
-    starting.check_same(f"`--weights` (={location})", weights)
-    return weights
+def _remembered(tables: Sequence[Table], kept: Records, accepts: Acceptance) -> dict[str, Result]:
+    """The newest results of each row that were measured by any command, with any weights of it."""
+    del accepts  # a page shows what there is, and says what is partial
+    results: dict[str, Result] = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for what, result in kept.all():
+        found.setdefault((what["row"], what["weights"]), {})[what["part"]] = result
+    rows = {row.name: row for table in tables for row in table.rows}
+    for (name, location), of_row in found.items():
+        row = rows.get(name)
+        if row is not None and set(keys_of(row.test_set)) == set(of_row):
+            result = _result(row, of_row)
+            remark = f"measured earlier, with {location}"
+            results[name] = dataclasses.replace(result, remarks=(*result.remarks, remark))
+    return results
 
 
-def _unfit(row: Row, scorer: Scorer | None) -> str | None:
-    """Why weights are not those of a row, a sentence; None: they are, or are not needed."""
-    if scorer is None or row.test_set == "ade20k":
+def _unfit(row: Row, scorer: Scorer) -> str | None:
+    """Why weights are not those of a row, a sentence; None: they are."""
+    if row.test_set == "ade20k":
         return None  # which of both sizes of windows it is says the file
-    size, classes = scorer.model.preprocessing.input_size, scorer.model.spec.num_classes
+    model = scorer.model
+    size, classes = model.preprocessing.input_size, model.spec.num_classes
     for unit, needed, has in (
         ("pixels", row.size, size),
         ("classes", IMAGENET_1K_CLASSES, classes),
     ):
         if needed != has:
             return f"Weights for {needed} {unit} are needed; {scorer.weights} are for {has}."
+    name = row.hub or row.path or ""
+    expected = find_published(name, model.spec.name, classes)
+    if expected is None:
+        return f"{scorer.weights} are of {model.spec.name}, which {row.model} is not."
     return None
 
 
-def _what(row: Row, part: Part, location: str) -> dict[str, Any]:
-    """What a record says it is of; a file that is replaced is another one."""
-    file = Path(location)
-    state = [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else []
+def _what(row: Row, part: Part, job: _Job) -> dict[str, Any]:
+    """What a record says it is of."""
     return {
+        "row": row.name,
         "part": part.key,
-        "weights": location,
-        "file": state,
+        "weights": job.location,
+        "file": job.state,
         "size": row.size,
         "options": _OPTIONS.get(row.metric, {}),
         "data_dir": part.data_dir,
@@ -250,7 +305,7 @@ def _what(row: Row, part: Part, location: str) -> dict[str, Any]:
     }
 
 
-def _result(row: Row, found: Mapping[str, Mapping[str, Any]]) -> Result:
+def _result(row: Row, found: Mapping[str, Any]) -> Result:
     of_set = summary(row.test_set, found)
     remarks = list(of_set["remarks"])
     if of_set["num_skipped"]:
@@ -262,7 +317,9 @@ def _result(row: Row, found: Mapping[str, Mapping[str, Any]]) -> Result:
         "miou": lambda: 100 * of_set["miou"],
         "miou_multi_scale": lambda: 100 * of_set["miou"],
     }[row.metric]()
-    return Result(value, "", of_set["num_examples"], tuple(remarks))
+    released = TEST_SETS[row.test_set].images * len(found)
+    whole = of_set["num_images"] == released and not of_set["num_skipped"]
+    return Result(value, "", of_set["num_examples"], tuple(remarks), partial=not whole)
 
 
 def _line(row: Row, result: Result) -> str:
@@ -295,10 +352,12 @@ def _write(table: Table, results: Mapping[str, Result], workdir: Path, weights: 
         ),
     }
     page = markdown(table, own, about) + f"\n![ours beside the published]({table.name}.svg)\n"
-    picture = workdir / f"{table.name}.svg"
-    write_at_once(workdir / f"{table.name}.md", page)
-    found = json.dumps(as_json(table, own, about), indent=1)
-    write_at_once(workdir / f"{table.name}.json", found + "\n")
-    partial = picture.with_name(f".{picture.name}")
-    plot(table, own).savefig(partial, format="svg")
-    partial.replace(picture)
+    picture = io.BytesIO()
+    plot(table, own).savefig(picture, format="svg")
+    try:
+        write_at_once(workdir / f"{table.name}.md", page)
+        found = json.dumps(as_json(table, own, about), indent=1)
+        write_at_once(workdir / f"{table.name}.json", found + "\n")
+        write_at_once(workdir / f"{table.name}.svg", picture.getvalue())
+    except OSError as error:
+        raise InputError(f"{workdir} must be a folder that can be written: {error}") from error

@@ -1,7 +1,10 @@
 """What was measured so far, in a file that grows with each part, so that nothing is done twice."""
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +14,75 @@ from convnext_jax.errors import InputError
 
 _FORMAT = 1
 
+# What a result is of, and the result; both as JSON has them.
+What = Mapping[str, Any]
+
 
 class Records:
-    """Results by what they are of, in a JSON file; only process 0 reads and writes it."""
+    """Results by what they are of, in a JSON file; only process 0 reads and writes it.
 
-    def __init__(self, path: Path):
-        """Reads what is there, for all processes.
+    Attributes:
+      path: the file.
+    """
+
+    def __init__(self, path: Path, *, again: bool = False):
+        """Reads what is there.
+
+        Args:
+          path: the file; need not be there. Other commands may write it, too.
+          again: do not find what was measured before.
 
         Raises:
           InputError: the file is there and has no such records, or cannot be written.
         """
         self.path = path
-        text = "[]"
+        self._records: list[dict[str, Any]] = []
         if processes.is_first():
-            text = json.dumps(_read(path))
+            found = _read(path)
             _require_writable(path)
-        self._records: list[dict[str, Any]] = json.loads(processes.text_from_first(text))
+            self._records = [] if again else found
 
-    def find(self, what: dict[str, Any]) -> dict[str, Any] | None:
-        """The results of what was measured, or None.
+    def find(self, what: What) -> dict[str, Any] | None:
+        """The newest results of something, or None; what process 0 finds, on all processes.
 
         Args:
-          what: JSON's values by name; all must be equal.
+          what: of which all values must be equal; that of other processes is not looked at.
         """
-        for record in reversed(self._records):
-            if record["what"] == what:
-                return record["results"]
-        return None
+        found = next((r["results"] for r in reversed(self._records) if r["what"] == what), None)
+        return json.loads(processes.text_from_first(json.dumps(found)))
 
-    def add(self, what: dict[str, Any], results: dict[str, Any]) -> None:
+    def all(self) -> list[tuple[What, dict[str, Any]]]:
+        """All that process 0 has, the oldest first; nothing on the others."""
+        return [(record["what"], record["results"]) for record in self._records]
+
+    def add(self, what: What, results: dict[str, Any]) -> None:
         """Keeps results; they are on the disk when this returns.
 
         Raises:
           InputError: the file cannot be written.
         """
-        record = {"what": what, "results": results}
+        if not processes.is_first():
+            return
+        record = {"what": dict(what), "results": results}
         self._records.append(record)
-        if processes.is_first():
-            try:
-                # Read again: another command may write its own results there.
+        try:
+            with _locked(self.path.parent):
                 found = {"format": _FORMAT, "records": [*_read(self.path), record]}
                 write_at_once(self.path, json.dumps(found, indent=1) + "\n")
-            except OSError as error:
-                raise InputError(f"{self.path} cannot be written: {error}") from error
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other commands that want the same lock waiting."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -68,6 +68,7 @@ class Opened:
       config: how they are read.
       whole: nothing is cut off its images.
       among: the labels that count, if not as the source has it.
+      subsets: the labels of `SUBSETS`, by their names, where the model has ImageNet-1K's classes.
       remarks: sentences that a user must know of its labels.
     """
 
@@ -75,6 +76,7 @@ class Opened:
     config: Config
     whole: bool = False
     among: tuple[int, ...] | None = None
+    subsets: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     remarks: Sequence[str] = ()
 
 
@@ -105,6 +107,7 @@ class Scorer:
         classes: str | None = None,
         whole: bool = False,
         partial: bool = False,
+        say: Callable[[str], object] = lambda line: print(line, file=sys.stderr),
     ) -> Opened:
         """Opens a dataset, with the labels that the model has for its classes.
 
@@ -115,16 +118,23 @@ class Scorer:
             dataset has it.
           whole: cut nothing off the images: they are resized to the model's size as they are.
           partial: the dataset may have some of the classes alone.
+          say: told what is left out of the dataset, on the first process.
 
         Raises:
           InputError: it is not there, or its classes are not the model's.
         """
         source = self.wing.open(config, config.data.eval_split)
         for note in source.notes if processes.is_first() else ():
-            print(note, file=sys.stderr)
+            say(note)
         source, among, remarks = of_classes(self.model, source, str(self.weights), classes, partial)
         allow_open_files([source], builders.workers_of(config.data))
-        return Opened(source, config, whole, among, remarks)
+        classes_of = imagenet_labels(self.model)[0]
+        subsets = {
+            name: tuple(sorted(classes_of.index(each) for each in ids))
+            for name, ids in _subset_ids().items()
+            if set(ids) <= set(classes_of) and not getattr(source, "lists", False)
+        }
+        return Opened(source, config, whole, among, subsets, remarks)
 
     def score(
         self,
@@ -218,11 +228,8 @@ def of_classes(
     Raises:
       InputError: the dataset or the model has other classes.
     """
-    known = tuple(imagenet_classes())
-    named = model.class_names or ()
-    numbers = list(named) == [str(label) for label in range(len(known))]
-    theirs = canonical(named) if named and not numbers else known
-    ids = theirs if classes is None else [known[place] for place in SUBSETS[classes]]
+    theirs, remarks = imagenet_labels(model)
+    ids = theirs if classes is None else _subset_ids()[classes]
     if len(theirs) != model.spec.num_classes or not set(ids) <= set(theirs):
         if classes is None:
             return _as_it_is(model, source, name)
@@ -237,12 +244,33 @@ def of_classes(
     some = partial and set(names) < set(ids)
     if source.num_classes < model.spec.num_classes and (some or set(names) == set(ids)):
         places = [theirs.index(each) for each in names]
-        return Relabelled(source, places, theirs), among, []
+        return Relabelled(source, places, theirs), among, remarks
     if classes is not None and source.num_classes < len(theirs):
         of = f"dataset `{source.name}`", f"`{classes}`"
         raise InputError(difference(source.class_names, ids, of))
     source, _, remarks = _as_it_is(model, source, name)
     return source, among, remarks
+
+
+@functools.cache
+def _subset_ids() -> dict[str, tuple[str, ...]]:
+    """The classes of `SUBSETS` by their WordNet ids."""
+    known = tuple(imagenet_classes())
+    return {name: tuple(known[place] for place in places) for name, places in SUBSETS.items()}
+
+
+def imagenet_labels(model: ModelDescription) -> tuple[tuple[str, ...], list[str]]:
+    """The classes of a model, ImageNet-1K's by their WordNet ids; and what a user must know.
+
+    Where nothing or numbers name 1,000 of them, they are taken for ImageNet-1K's.
+    """
+    known = tuple(imagenet_classes())
+    named = model.class_names
+    if named is None:
+        return known, []
+    if set(named) == {str(label) for label in range(len(known))}:
+        return tuple(known[int(name)] for name in named), ["classes are matched by their numbers"]
+    return canonical(named), []
 
 
 def _as_it_is(model: ModelDescription, source: Any, name: str) -> tuple[Any, None, list[str]]:

@@ -13,7 +13,7 @@ from convnext_jax.data.prepared import base_name, default_data_dir, find_prepare
 from convnext_jax.errors import InputError
 from convnext_jax.scoring.corruptions import ALEXNET_ERRORS, C_BAR, SEVERITIES
 
-# The classes of an unpacked archive, as a message counts them.
+# Missing folders that a message names.
 _NAMED = 3
 
 
@@ -92,6 +92,11 @@ class Part:
     data_dir: str
     split: str
 
+    @property
+    def set_name(self) -> str:
+        """The test set's key."""
+        return self.key.partition("/")[0]
+
 
 def split_of(dataset: str) -> str | None:
     """The split of a prepared dataset that is a test set; None: it is not known as one."""
@@ -103,6 +108,15 @@ def split_of(dataset: str) -> str | None:
 def is_whole(dataset: str) -> bool:
     """Whether nothing is to be cut off the images of a prepared dataset."""
     return base_name(dataset) in _WHOLE
+
+
+def keys_of(name: str) -> list[str]:
+    """The keys of the parts that a test set has, wherever it lies."""
+    return [
+        f"{name}/{corruption}/{severity}"
+        for corruption in TEST_SETS[name].corruptions
+        for severity in SEVERITIES
+    ] or [name]
 
 
 def parts_of(name: str, data_dir: str | os.PathLike[str] | None) -> list[Part]:
@@ -118,13 +132,19 @@ def parts_of(name: str, data_dir: str | os.PathLike[str] | None) -> list[Part]:
     """
     test_set = TEST_SETS[name]
     root = os.fspath(data_dir) if data_dir is not None else default_data_dir()
+    in_bucket = "://" in root
+    if not in_bucket:
+        root = str(Path(root).expanduser().absolute())
     if test_set.corruptions:
-        return _corrupted(name, test_set, Path(root).expanduser())
-    if find_prepared(test_set.dataset, data_dir) is not None:
+        if in_bucket:
+            raise NotThere(f"{test_set.title} must be on a disk: no folders are read from {root}")
+        return _corrupted(name, test_set, Path(root))
+    if find_prepared(test_set.dataset, root) is not None:
         return [Part(name, test_set, test_set.dataset, root, test_set.split)]
-    if test_set.folder and (Path(root).expanduser() / test_set.folder).is_dir():
+    readable = test_set.folder and not in_bucket
+    if readable and (Path(root) / test_set.folder).is_dir():
         return [Part(name, test_set, FOLDER, root, test_set.folder)]
-    unpacked = f", or unpack its archive as {root}/{test_set.folder}" if test_set.folder else ""
+    unpacked = f", or unpack its archive as {root}/{test_set.folder}" if readable else ""
     raise NotThere(
         f"{test_set.title} is not there: prepare it with"
         f" `{prepare_command(test_set.dataset, root)}`{unpacked}"

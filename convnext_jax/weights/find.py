@@ -10,6 +10,8 @@ All commands understand the same words, because all of them ask here:
 
 import argparse
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,6 +65,19 @@ class Weights:
     def licence(self) -> str | None:
         """Of the weights, SPDX where there is such a name; None: unknown."""
         return self.origin.get("licence")
+
+    @property
+    def fingerprint(self) -> str:
+        """Other weights under the same name have another one; 16 hexadecimal digits."""
+        said = [self.step, self.parameters, self.config, self.origin.get("sha256")]
+        parts = [json.dumps([*said, self.description.to_json()], sort_keys=True, default=str)]
+        if self._place is not None:
+            folder = self._place[0] / str(self._place[1])
+            # When the step was written, and the hashes of its files.
+            for name in ("_CHECKPOINT_METADATA", "checksums.txt"):
+                if (file := folder / name).exists():
+                    parts.append(file.read_text())
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
         """What they are, as messages name them."""

@@ -12,7 +12,7 @@ from data.synthetic import Odd
 from oracles import timm
 from PIL import Image
 
-from convnext_jax import create_model, evaluate, load, save_pretrained
+from convnext_jax import check, create_model, evaluate, load, save_pretrained
 from convnext_jax.builders import build_run
 from convnext_jax.classification.preprocess import Preprocess
 from convnext_jax.config import from_dict
@@ -139,5 +139,16 @@ def test_lists_of_labels_are_not_trained_on(tmp_path):
         | {"model": {"name": "convnext_atto"}}
     )
     data = dataclasses.replace(config.data, train_split="train", eval_split="train")
-    with pytest.raises(InputError, match="must have one class for each image to train on"):
+    with pytest.raises(InputError, match="must have one class for each image, and has a list"):
         build_run(dataclasses.replace(config, data=data), 0.0)
+
+
+def test_lists_of_labels_are_not_checked_for_training(tmp_path, capsys):
+    builder = Imagenet2012Real([EXAMPLE] * 8, LISTS, tmp_path)
+    builder.download_and_prepare(file_format="array_record")
+    command = ["--config", "configs/imagenet1k.py:tiny", f"--config.data.dir={tmp_path}"]
+    command += ["--config.data.name=imagenet2012_real", "--config.data.train_split=train"]
+    with pytest.raises(SystemExit) as ended:
+        check.main([*command, "--config.data.eval_split=train"])
+    assert ended.value.code == 2
+    assert "must have one class for each image, and has a list" in capsys.readouterr().err

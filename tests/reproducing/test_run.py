@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -35,9 +36,8 @@ def sets(tmp_path_factory):
 def repository(name, folder, seed=0, size=SIZE, model=None):
     """The pages of a repository of the Hub with a small model."""
     variant = name.partition(".")[0]
-    family = "convnextv2_tiny" if variant.startswith("convnextv2") else "convnext_tiny"
-    model = timm_model(seed, family) if model is None else model
-    place = save_timm(model, folder / name, size, family)
+    model = timm_model(seed, variant) if model is None else model
+    place = save_timm(model, folder / name, size, variant)
     pages = {}
     for file in place.iterdir():
         content = file.read_bytes()
@@ -229,26 +229,91 @@ def test_what_does_not_fit_says_so_and_the_others_go_on(sets, tmp_path, capsys):
     assert "`--weights=authors` takes" in row["missing"] and ended.value.code == 1
 
 
-def test_weights_of_another_size_or_for_other_classes(sets, tmp_path, monkeypatch):
-    ten = timm_model()
+def test_weights_that_are_not_those_of_a_row(sets, tmp_path):
+    """Of another size, for other classes, of another model, or not there; each asked for once."""
+    ten = timm_model(name="convnext_small")
     ten.reset_classifier(10)
+    large = "convnext_large.fb_in1k"
     pages = repository(NAME, tmp_path / "hub", size=288)
     pages |= repository("convnext_small.fb_in1k", tmp_path / "hub", model=ten)
-    with serve(pages) as (hub, _):
-        arguments = command(
-            sets,
-            tmp_path / "tables",
-            "imagenet1k",
-            "--only=convnext_tiny,convnext_small,convnext_base.fb_in1k",
-        )
+    other = repository(NAME, tmp_path / "other")
+    pages |= {path.replace(NAME, large): page for path, page in other.items()}
+    workdir = tmp_path / "tables"
+    with serve(pages) as (hub, requests):
+        only = ",".join(["convnext_base.fb_in1k", NAME, "convnext_small.fb_in1k", large])
+        arguments = command(sets, workdir, "imagenet1k", "robustness", f"--only={only}")
         done = subprocess.run(
             arguments, env=environment(tmp_path, hub), capture_output=True, text=True
         )
     assert done.returncode == 1, done.stderr
-    rows = rows_of(tmp_path / "tables", "imagenet1k")
+    rows = rows_of(workdir, "imagenet1k")
     assert "are for 288" in rows[f"{NAME}/imagenet"]["missing"]
     assert "are for 10" in rows["convnext_small.fb_in1k/imagenet"]["missing"]
+    assert "are of convnext_tiny" in rows[f"{large}/imagenet"]["missing"]
     assert "has none of the files" in rows["convnext_base.fb_in1k/imagenet"]["missing"]
+    asked = [path for _, path, _ in requests if "base" in path and "config" in path]
+    assert len(asked) <= 1, asked
+
+
+def test_a_page_has_what_earlier_commands_measured(sets, tmp_path, capsys):
+    """Rows of other weights, other flags and killed commands stay; a part of a set is no match."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    workdir = tmp_path / "tables"
+    file = {
+        "format": 1,
+        "records": [
+            {
+                "what": {"row": f"{NAME}/imagenet", "weights": "hub", "part": "imagenet"},
+                "results": {"top1": 0.82, "num_images": 50000, "num_examples": 50000}
+                | {"num_skipped": 0, "remarks": []},
+            }
+        ],
+    }
+    workdir.mkdir()
+    (workdir / run.RECORDS).write_text(json.dumps(file))
+    arguments = ["imagenet1k", "--only", "convnext_small", "--weights", str(folder)]
+    with pytest.raises(SystemExit):
+        in_this_process(sets, workdir, *arguments)
+    row = rows_of(workdir, "imagenet1k")[f"{NAME}/imagenet"]
+    assert row["value"] == 82.0 and row["within_tolerance"]
+    assert row["remarks"] == ["measured earlier, with hub"]
+    file["records"][0]["results"]["num_images"] = 49999
+    (workdir / run.RECORDS).write_text(json.dumps(file))
+    with pytest.raises(SystemExit):
+        in_this_process(sets, workdir, *arguments)
+    row = rows_of(workdir, "imagenet1k")[f"{NAME}/imagenet"]
+    assert row["value"] == 82.0 and row["within_tolerance"] is None
+    assert "a part of the set" in (workdir / "imagenet1k.md").read_text()
+
+
+def test_a_set_that_is_not_as_released_leaves_the_others(sets, tmp_path, capsys):
+    """And so does a page that cannot be written, in a sentence."""
+    data = tmp_path / "data"
+    shutil.copytree(sets.data_dir / "imagenet_a", data / "imagenet_a")
+    shutil.copytree(sets.data_dir / "sketch", data / "sketch")
+    (data / "imagenet_c" / "fog" / "1").mkdir(parents=True)
+    broken = next((data / "sketch").rglob("*.JPEG"))
+    broken.write_bytes(b"no image")
+    only = ",".join(f"{NAME}/imagenet{end}" for end in ("_a", "_sketch", "_c"))
+    workdir = tmp_path / "tables"
+    with serve(repository(NAME, tmp_path / "hub")) as (hub, _):
+        arguments = command(sets, workdir, "robustness", f"--only={only}")
+        arguments[arguments.index(f"--data_dir={sets.data_dir}")] = f"--data_dir={data}"
+        environ = environment(tmp_path, hub)
+        done = subprocess.run(arguments, env=environ, capture_output=True, text=True)
+        assert done.returncode == 1, done.stderr
+        rows = rows_of(workdir, "robustness")
+        assert rows[f"{NAME}/imagenet_a"]["value"] is not None
+        assert broken.name in rows[f"{NAME}/imagenet_sketch"]["missing"]
+        assert "lacks 74" in rows[f"{NAME}/imagenet_c"]["missing"]
+    page = workdir / "robustness.md"
+    page.unlink()
+    page.mkdir()
+    monkey = [*arguments[3:], "--only", f"{NAME}/imagenet_a"]
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(monkey)
+    assert ended.value.code == 2 and "can be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -258,6 +323,8 @@ def test_weights_of_another_size_or_for_other_classes(sets, tmp_path, monkeypatc
         ([], "a table must be given: imagenet1k, "),
         (["imagenet1k"], "`--workdir` must be given"),
         (["imagenet1k", "--only", "resnet", "--workdir", "x"], "`--only` (=resnet) must name rows"),
+        (["v2", "--only", "convnextv2_atto,convnxt", "--workdir", "x"], "`--only` (=convnxt) must"),
+        (["v2", "--workdir", "gs://bucket/x"], "`--workdir` (=gs://bucket/x) must be a directory"),
     ],
 )
 def test_bad_input(arguments, said, tmp_path, capsys, monkeypatch):
@@ -285,8 +352,7 @@ def test_every_row_of_the_classification_tables(sets, tmp_path):
     for seed, hub in enumerate(dict.fromkeys(row.hub for row in rows)):
         size = next(row.size for row in rows if row.hub == hub)
         pages |= repository(hub, tmp_path / "hub", seed=seed, size=size)
-        family = "convnextv2_tiny" if hub.startswith("convnextv2") else "convnext_tiny"
-        models[hub] = timm_model(seed, family)
+        models[hub] = timm_model(seed, hub.partition(".")[0])
     workdir = tmp_path / "tables"
     with serve(pages) as (url, _):
         only = ",".join(row.name for row in rows)
