@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-roadmap results-segmentation-plans results-scaling docs bench bench-check chaos rehearsal clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-roadmap results-creating results-segmentation-plans results-scaling docs bench bench-check chaos rehearsal clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -76,6 +76,11 @@ results-scaling: .venv/.plan
 # Writes the pages that are made from code.
 docs: .venv/.test
 	$(BIN)/python -m convnext_jax.config_keys > docs/configuration.md
+
+# Measures how long `create_model` takes beside timm's, and writes it into docs/performance.md; wants
+# a quiet machine. Fails where it takes longer than promised.
+results-creating: .venv/.test
+	$(BIN)/python -m benchmarks.creating
 
 # Measures the models beside their peers, and writes it into docs/performance.md; wants a quiet
 # machine.
