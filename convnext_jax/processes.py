@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -48,6 +49,12 @@ _WAITING_SECONDS = 30
 _COMPILING_MS = 30 * 60 * 1000
 # Errors of JAX's that no lost peer brings about.
 _OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+# How the text of a collective that broke begins, and what it speaks of.
+_BROKEN = re.compile(
+    "(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
+    ".*(gloo|nccl|collective|coordination service|heartbeat)",
+    re.IGNORECASE | re.DOTALL,
+)
 _barriers = itertools.count()
 _texts = itertools.count()
 _ending = threading.Lock()
@@ -277,18 +284,19 @@ def ending_together() -> Iterator[None]:
         raise
     except (InputError, RunError, Lost) as error:
         _fail(str(error), status_of(error))
-    except jax.errors.JaxRuntimeError as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        if own_fault(error):
+    except Exception as error:
+        broken = broken_collective(error)
+        reason = next(iter(str(broken or error).strip().splitlines()), "")
+        if broken is not None:
+            # It breaks because of an error elsewhere: that one has its sentence on the way.
+            _await_failure(_PATIENCE_SECONDS)
+            _fail(
+                f"the processes lost each other, perhaps because one was killed: {reason}",
+                LOST_STATUS,
+            )
+        if isinstance(error, jax.errors.JaxRuntimeError):
             _fail(f"process {jax.process_index()} cannot go on: {reason}", RUN_STATUS)
-        # A collective breaks because of an error elsewhere: that one has its sentence on the way.
-        _await_failure(_PATIENCE_SECONDS)
-        _fail(
-            f"the processes lost each other, perhaps because one was killed: {reason}",
-            LOST_STATUS,
-        )
-    except Exception as error:  # a mistake of ours
-        traceback.print_exc()
+        traceback.print_exc()  # a mistake of ours
         _fail(f"{type(error).__name__}: {error}", RUN_STATUS)
 
 
@@ -300,10 +308,12 @@ def own_fault(error: object) -> bool:
 def broken_collective(error: BaseException | None) -> BaseException | None:
     """What a lost peer broke, if an error or what caused it is that; only of several processes.
 
-    `ending_together` knows what it means; it must come there as it is.
+    JAX raises a `JaxRuntimeError` where it starts a program, and a ValueError where it waits for
+    what one computes; file systems raise these, too, and do not speak of collectives.
     """
     while error is not None and jax.process_count() > 1:
-        if isinstance(error, jax.errors.JaxRuntimeError) and not own_fault(error):
+        ours = isinstance(error, jax.errors.JaxRuntimeError) and not own_fault(error)
+        if ours or isinstance(error, ValueError) and _BROKEN.match(str(error).strip()):
             return error
         error = error.__cause__
     return None

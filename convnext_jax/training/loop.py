@@ -22,7 +22,7 @@ from convnext_jax.checkpointing.reading import abstract_like, restore
 from convnext_jax.data.pipeline import Batches
 from convnext_jax.data.workers import end_workers
 from convnext_jax.errors import Preempted, RunError
-from convnext_jax.processes import Preemption, compile_together, is_first, own_fault
+from convnext_jax.processes import Preemption, broken_collective, compile_together, is_first
 from convnext_jax.training.evaluator import Evaluator
 from convnext_jax.training.mirror import Mirror
 from convnext_jax.training.reporting import Reporter, evaluation_record
@@ -247,8 +247,7 @@ def train(
 def _close(checkpoints: Checkpoints, kind: Any, error: BaseException | None, trace: Any) -> None:
     """Waits for what is being written; not where peers are lost, who would have to take part."""
     del kind, trace
-    broken = error is not None and isinstance(error, jax.errors.JaxRuntimeError)
-    if jax.process_count() == 1 or not broken or own_fault(error):
+    if broken_collective(error) is None:
         checkpoints.close()
 
 
