@@ -17,6 +17,7 @@ from flax import nnx
 from convnext_jax import tree
 from convnext_jax.export.graph import Graph, Map
 from convnext_jax.models import layers, stems
+from convnext_jax.models.backbone import Backbone
 from convnext_jax.models.convnext import Block, ConvNeXt
 from convnext_jax.models.isotropic import ConvNeXtIsotropic
 from convnext_jax.models.spec import ModelSpec
@@ -330,7 +331,7 @@ class _Writer:
         return bool((self._arrays[name] == value).all())
 
 
-def _shapes(backbone: upernet.Backbone, size: int) -> list[tuple[int, ...]]:
+def _shapes(backbone: Backbone, size: int) -> list[tuple[int, ...]]:
     """The shapes of its maps of one image."""
     images = jax.ShapeDtypeStruct((1, size, size, backbone.in_channels), np.float32)
     maps = nnx.eval_shape(lambda model, x: model.features(x), backbone, images)

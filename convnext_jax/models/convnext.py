@@ -85,16 +85,24 @@ class Block(nnx.Module):
 
 
 def run_blocks(
-    blocks: Sequence[Callable[..., Array]], x: Array, key: Array | None, remat: bool
+    blocks: Sequence[Callable[..., Array]],
+    x: Array,
+    key: Array | None,
+    remat: bool,
+    inside: Array | None = None,
 ) -> Array:
-    """Applies `blocks` in turn.
+    """Applies `blocks` in turn; those of `Block` are told what is `inside`, if it is given.
 
     With `remat` the backward pass keeps only what lies between blocks, and computes each block's
     inside again.
     """
+    more = {} if inside is None else {"inside": inside}
     for block in blocks:
         # `block` is closed over, and bound here because the loop moves on.
-        x = jax.checkpoint(lambda x, block=block: block(x, key))(x) if remat else block(x, key)
+        if remat:
+            x = jax.checkpoint(lambda x, block=block: block(x, key, **more))(x)
+        else:
+            x = block(x, key, **more)
     return x
 
 

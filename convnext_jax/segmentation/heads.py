@@ -13,10 +13,11 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from convnext_jax.models import initial
+from convnext_jax.models.backbone import inside
 from convnext_jax.models.batch_norm import BatchNorm
 from convnext_jax.ops.channels import add_bias
 from convnext_jax.ops.conv import conv
-from convnext_jax.segmentation.resize import Resizing, adaptive_mean, inside
+from convnext_jax.segmentation.resize import Resizing, adaptive_mean
 
 # Sides of the pooled maps of the pyramid.
 POOL_SCALES = (1, 2, 3, 6)

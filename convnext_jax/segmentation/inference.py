@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from convnext_jax.data.normalize import normalize
+from convnext_jax.models.backbone import inside
 from convnext_jax.models.spec import ModelDescription
-from convnext_jax.segmentation.resize import inside
 from convnext_jax.segmentation.views import TILE
 
 Batch = Mapping[str, jax.Array]

@@ -180,14 +180,6 @@ def adaptive_mean(x: Array, bins: int, sizes: Array | None = None) -> Array:
     )
 
 
-def inside(x: Array, sizes: Array) -> Array:
-    """Which places of maps [N, H, W, C] are within sizes [N, 2]: bool [N, H, W, 1]."""
-    shape = x.shape[:3]
-    rows, columns = (jax.lax.broadcasted_iota(sizes.dtype, shape, axis) for axis in (1, 2))
-    heights, widths = (size.reshape(-1, 1, 1) for size in (sizes[:, 0], sizes[:, 1]))
-    return ((rows < heights) & (columns < widths))[..., None]
-
-
 def _along_axes(x: Array, rows: Any, columns: Any) -> Array:
     """Multiplies by matrices [after, before], or [N, after, before] where examples differ."""
     n = "" if rows.ndim == 2 else "n"

@@ -12,12 +12,12 @@ from convnext_jax.config import AugmentConfig, Config, DataConfig
 from convnext_jax.constants import DECISIVE
 from convnext_jax.data.normalize import normalize
 from convnext_jax.errors import InputError
+from convnext_jax.models.backbone import inside
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelDescription, ModelSpec
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.segmentation import inference, metrics
 from convnext_jax.segmentation.loss import segmentation_loss
-from convnext_jax.segmentation.resize import inside
 from convnext_jax.segmentation.transforms import TrainCrops
 from convnext_jax.segmentation.views import Whole, Windows, side_of, windows
 from convnext_jax.training.task import Batch, Evaluation, Metric, Task

@@ -8,70 +8,22 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
 from convnext_jax.constants import IGNORED
 from convnext_jax.models import checks, layers
-from convnext_jax.models.convnext import ConvNeXt
+from convnext_jax.models.backbone import Backbone
 from convnext_jax.segmentation.heads import (
     AUXILIARY_CHANNELS,
     DECODER_CHANNELS,
     FCNHead,
     UPerHead,
 )
-from convnext_jax.segmentation.resize import inside
 
 # The stage whose map the auxiliary head takes.
 AUXILIARY_STAGE = 2
-
-
-class Backbone(ConvNeXt):
-    """A ConvNeXt without its classifier, and a norm of each stage's map as it goes out."""
-
-    def __init__(self, **arguments) -> None:
-        """Takes the arguments of `ConvNeXt`, but for `num_classes`."""
-        super().__init__(num_classes=0, **arguments)
-        rngs = arguments["rngs"]
-        self.norm = self.norm_pre = self.pre_logits = self.head = None
-        norms = [layers.LayerNorm(dim, 1e-6, self.dtype, rngs) for dim in self.dims]
-        self.norm0, self.norm1, self.norm2, self.norm3 = norms
-
-    def features(self, images: Array, key: Array | None = None) -> list[Array]:
-        """The four maps, each normalised; the stages see them as they were."""
-        return self._outgoing(super().features(images, key))
-
-    def features_within(self, images: Array, sizes: Array) -> tuple[list[Array], list[Array]]:
-        """The same of images of several sizes, as if each were alone.
-
-        Args:
-          images: [N, H, W, 3], each image in the upper left of its place.
-          sizes: whole numbers [N, 2], their heights and widths.
-
-        Returns:
-          The maps, and the height and width of each example's [N, 2]; beyond is nothing of use.
-        """
-        x, maps, of_maps = images.astype(self.dtype), [], []
-        for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):
-            for layer in downsample:
-                x = layer(jnp.where(inside(x, sizes), x, jnp.zeros((), x.dtype)))
-                stride = layer.strides if isinstance(layer, nnx.Conv) else 1
-                assert isinstance(stride, int)
-                # What does not fill a patch is cut off; stems that overlap fill it up.
-                cut = isinstance(layer, layers.PatchConv)
-                sizes = sizes // stride if cut else -(-sizes // stride)
-            valid = inside(x, sizes)
-            for block in blocks:
-                x = block(x, inside=valid)
-            maps.append(x)
-            of_maps.append(sizes)
-        return self._outgoing(maps), of_maps
-
-    def _outgoing(self, maps: list[Array]) -> list[Array]:
-        norms = (self.norm0, self.norm1, self.norm2, self.norm3)
-        return [norm(x) for norm, x in zip(norms, maps, strict=True)]
 
 
 class Logits(NamedTuple):
