@@ -68,6 +68,7 @@ HOMES = {
     "clu": "training",
     "onnx": "export",
     "onnxruntime": "export",
+    "pycocotools": "data",
 }
 # These import the standard library and nothing else but JAX, Flax and NumPy.
 LEAN = {"errors", "interrupts", "constants", "tree", "ops", "models"}
