@@ -35,6 +35,7 @@ RANKS = {
     "training": 4,
     "classification": 5,
     "segmentation": 5,
+    "detection": 5,
     "wings": 6,
     "step_builder": 6,
     "starting": 6,
