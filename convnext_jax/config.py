@@ -162,17 +162,19 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
-    def steps(self, num_examples: int) -> "Steps":
+    def steps(self, num_examples: int, per_epoch: int | None = None) -> "Steps":
         """Converts epochs to optimiser steps.
 
         Args:
           num_examples: of the training split. The last `num_examples % global_batch` of an epoch's
             order are left out, as in the reference.
+          per_epoch: steps of an epoch, where the task has another order of examples.
 
         Raises:
           InputError: the batch is larger than the split, or the warm-up longer than the run.
         """
-        per_epoch = num_examples // self.data.global_batch
+        if per_epoch is None:
+            per_epoch = num_examples // self.data.global_batch
         if per_epoch == 0:
             raise InputError(
                 f"`data.global_batch` (={self.data.global_batch}) must be at most the number of"

@@ -122,6 +122,12 @@ def rows_of_this_process(mesh: Mesh, global_batch: int) -> list[int]:
     return [row for part in sorted(parts) for row in range(*part)]
 
 
+def local_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array that is split like a batch, as `rows_of_this_process`."""
+    parts = {shard.index[0].indices(len(array)): shard for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[place].data) for place in sorted(parts)])
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())

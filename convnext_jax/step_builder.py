@@ -89,7 +89,8 @@ def build_step(
 def step_of(task: Task, config: Config, mesh: Mesh, num_examples: int) -> TrainingStep:
     """The training step of a task; the arguments are those of `build_step`."""
     accumulation_steps = accumulation(config.data, mesh.size)
-    steps = config.steps(num_examples)
+    of_epoch = None if task.steps_per_epoch is None else task.steps_per_epoch(num_examples)
+    steps = config.steps(num_examples, of_epoch)
     spec = task.model.spec
     rate = learning_rate(
         config.optim.schedule,

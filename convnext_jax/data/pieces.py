@@ -60,52 +60,98 @@ class EvalExamples(Protocol):
     def __call__(self, example: Example, /) -> Row: ...  # noqa: D102
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainPiece:
-    """Maps the number of a piece, counted over all steps, to its examples."""
+class Order(Protocol):
+    """Which example is where in the batches of training. Workers receive it pickled."""
 
-    source: Source
-    examples: TrainExamples
+    @property
+    def steps_per_epoch(self) -> int:
+        """The same in every epoch."""
+        ...
+
+    def __call__(self, step: int, row: int, /) -> tuple[int, int]:
+        """The epoch of a step, and the example in a row of its global batch."""
+        ...
+
+    def others(self, epoch: int, index: int, rng: np.random.Generator, count: int, /) -> np.ndarray:
+        """Draws examples, whole numbers [count], that may take the place of one in that epoch."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffled:
+    """A random order of all examples in each epoch; what does not fill a batch is left out.
+
+    Attributes:
+      count: number of examples.
+      global_batch: examples of a step, over all hosts.
+      seed: the order is a function of it and the epoch.
+    """
+
+    count: int
     global_batch: int
-    rows: np.ndarray  # of this host, in the global batch
     seed: int
-    skip_bad: bool
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """As `Order`."""
+        return self.count // self.global_batch
 
     @functools.cached_property
     def _order(self) -> Any:
         # Grain shuffles epoch e with its seed plus e, so two runs with neighbouring seeds would
         # share their orders, one epoch apart; a hash of our seed keeps them apart.
         seed = np.random.SeedSequence(self.seed).generate_state(1)[0]
-        return grain.MapDataset.range(len(self.source)).shuffle(seed=int(seed))
+        return grain.MapDataset.range(self.count).shuffle(seed=int(seed))
+
+    def __call__(self, step: int, row: int) -> tuple[int, int]:
+        """As `Order`."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        return epoch, int(self._order[epoch * self.count + step_in_epoch * self.global_batch + row])
+
+    def others(self, epoch: int, index: int, rng: np.random.Generator, count: int) -> np.ndarray:
+        """As `Order`: any examples."""
+        del epoch, index
+        return rng.integers(self.count, size=count)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainPiece:
+    """Maps the number of a piece, counted over all steps, to its examples."""
+
+    source: Source
+    examples: TrainExamples
+    order: Order
+    rows: np.ndarray  # of this host, in the global batch
+    seed: int
+    skip_bad: bool
 
     def __call__(self, number: int) -> Batch:
         """A part of a batch; with `skipped` where examples may be replaced."""
         step, rows = _step_and_rows(number, self.rows)
-        epoch, step_in_epoch = divmod(step, len(self.source) // self.global_batch)
-        first = epoch * len(self.source) + step_in_epoch * self.global_batch
         found = []
         skipped = np.full(len(rows), -1, np.int64)
         for i, row in enumerate(rows):
-            index = int(self._order[first + int(row)])
+            epoch, index = self.order(step, int(row))
             try:
                 example = read_example(self.source, index)
             except InputError as error:
                 if not self.skip_bad:
                     raise _with_remedy(error, "data.on_error") from error
-                example = self._another(epoch, index)
                 skipped[i] = index
+                index, example = self._another(epoch, index)
             rng = np.random.default_rng((self.seed, epoch, index))
             found.append(self.examples(example, rng))
         batch = _stacked(found)
         return batch | {"skipped": skipped} if self.skip_bad else batch
 
-    def _another(self, epoch: int, example: int) -> Example:
+    def _another(self, epoch: int, index: int) -> tuple[int, Example]:
         """An example in place of one that cannot be read; the same one wherever this runs."""
-        candidates = np.random.default_rng((self.seed, epoch, example, len(self.source)))
-        for candidate in candidates.integers(len(self.source), size=_CANDIDATES - 1):
+        rng = np.random.default_rng((self.seed, epoch, index, len(self.source)))
+        *candidates, last = self.order.others(epoch, index, rng, _CANDIDATES).tolist()
+        for candidate in candidates:
             with contextlib.suppress(InputError):
-                return read_example(self.source, int(candidate))
-        return read_example(self.source, int(candidates.integers(len(self.source))))
+                return candidate, read_example(self.source, candidate)
+        return last, read_example(self.source, last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +160,7 @@ class EvalPiece:
 
     source: Source
     examples: EvalExamples
-    global_batch: int
+    order: np.ndarray  # of a pass, [batches, global batch]: examples, -1 for filling
     rows: np.ndarray
     check: bool
     skip_bad: bool
@@ -123,8 +169,8 @@ class EvalPiece:
     def __call__(self, number: int) -> Batch:
         """A part of a batch; the first pass only checks, where it is read at all."""
         batch, rows = _step_and_rows(number, self.rows)
-        turn, batch = divmod(batch, math.ceil(len(self.source) / self.global_batch))
-        indices = (batch * self.global_batch + rows).tolist()
+        turn, batch = divmod(batch, len(self.order))
+        indices = self.order[batch, rows].tolist()
         if turn == 0:
             return _beside(self._read_only, indices)
         blank = self.examples.blank
@@ -132,7 +178,7 @@ class EvalPiece:
         mask = np.zeros(len(rows), np.float32)
         skipped = np.full(len(rows), -1, np.int64)
         for i, index in enumerate(indices):
-            if index >= len(self.source):
+            if index < 0:
                 continue
             try:
                 found[i] = self.row(index)
@@ -151,7 +197,7 @@ class EvalPiece:
 
     def _read_only(self, indices: list[int]) -> Batch:
         for index in indices:
-            if index < len(self.source):
+            if index >= 0:
                 try:
                     read_example(self.source, index)
                 except InputError as error:

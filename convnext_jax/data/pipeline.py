@@ -14,6 +14,8 @@ from convnext_jax.data.pieces import (
     PIECE,
     EvalExamples,
     EvalPiece,
+    Order,
+    Shuffled,
     Source,
     TrainExamples,
     TrainPiece,
@@ -111,6 +113,7 @@ def train_batches(
     start_step: int,
     num_steps: int,
     rows: Sequence[int] | None = None,
+    order: Order | None = None,
     skip_bad: bool = False,
     max_skipped: int = 100,
     workers: int = 0,
@@ -133,6 +136,7 @@ def train_batches(
       start_step: first step to yield; a run that resumes gives the number of steps it has done.
       num_steps: steps of the whole run.
       rows: those of the global batch that this host holds; None for all.
+      order: another order than the above, of the same batches and seed.
       skip_bad: replace an example that cannot be read by another, drawn from (seed, epoch,
         example), instead of raising.
       max_skipped: most examples that this host may replace.
@@ -148,7 +152,7 @@ def train_batches(
       InputError: a number is out of range, or `global_batch` exceeds the number of examples.
     """
     held = _check_rows(rows, global_batch)
-    if global_batch > len(source):
+    if order is None and global_batch > len(source):
         raise InputError(
             f"`global_batch` (={global_batch}) must be at most the number of training examples"
             f" (={len(source)})"
@@ -157,7 +161,8 @@ def train_batches(
         raise InputError(f"`seed` (={seed}) must be 0 or more")
     if not 0 <= start_step <= num_steps:
         raise InputError(f"`start_step` (={start_step}) must be in 0..`num_steps` (={num_steps})")
-    piece = TrainPiece(source, examples, global_batch, held, seed, skip_bad)
+    order = order or Shuffled(len(source), global_batch, seed)
+    piece = TrainPiece(source, examples, order, held, seed, skip_bad)
     reader = _read(piece, start_step, num_steps, workers, threads, prefetch)
     return Batches(reader, functools.partial(explain, source.__getitem__), max_skipped, beside)
 
@@ -182,6 +187,7 @@ class Passes:
         *,
         global_batch: int,
         rows: Sequence[int] | None = None,
+        order: Sequence[int] | None = None,
         check: bool = False,
         skip_bad: bool = False,
         max_skipped: int = 100,
@@ -197,6 +203,8 @@ class Passes:
           examples: makes a row of a batch of each.
           global_batch: examples a batch, over all hosts.
           rows: those of the global batch that this host holds; None for all.
+          order: which example is in each row of the batches, one after another, each exactly once,
+            and -1 for filling up; None: the source's own order.
           check: read every example once before the first pass, beside whatever else happens, to
             find those that cannot be read.
           skip_bad: leave out an example that cannot be read, instead of raising.
@@ -213,11 +221,14 @@ class Passes:
         if not len(source):
             raise InputError(f"{source} must have examples to evaluate")
         self.num_examples = len(source)
-        self.num_batches = math.ceil(len(source) / global_batch)
+        placed = np.arange(len(source)) if order is None else np.asarray(order, np.int64)
+        filling = np.full(-len(placed) % global_batch, -1)
+        placed = np.concatenate([placed, filling]).reshape(-1, global_batch)
+        self.num_batches = len(placed)
         self.global_batch = global_batch
         self.may_skip = skip_bad
         self.skipped: dict[int, str] = {}
-        self._piece = EvalPiece(source, examples, global_batch, held, check, skip_bad, option)
+        self._piece = EvalPiece(source, examples, placed, held, check, skip_bad, option)
         self._explain = functools.partial(explain, self._piece.row)
         self._max_skipped = max_skipped
         self._reading = (workers, threads, prefetch)
@@ -237,10 +248,10 @@ class Passes:
             raise self._reader.failure
 
     def __call__(self) -> Generator[Batch, None, None]:
-        """Yields this host's part of each batch of the source in its own order, once.
+        """Yields this host's part of each batch of a pass, once.
 
-        Over all hosts every example comes exactly once with mask 1, but for those left out. The
-        last global batch is filled with blank rows of mask 0, so every host has as many batches,
+        Over all hosts every example comes exactly once with mask 1, but for those left out. Global
+        batches are filled up with blank rows of mask 0, so every host has as many batches,
         all of one shape.
 
         Yields:

@@ -186,7 +186,7 @@ class Scorer:
 
             found = evaluator.totals({"": self._variables}, before_batch)
             for name, value in found[""].items():
-                totals[name] = totals.get(name, 0) + value
+                totals[name] = totals[name] + value if name in totals else value
             evaluator.close()
             moved(len(part) - done)  # the last batch is not full
             for reason in evaluator.skipped.values():

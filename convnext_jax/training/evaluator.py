@@ -1,6 +1,7 @@
 """What a task evaluates, over a whole split."""
 
 import contextlib
+import json
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,15 +10,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from convnext_jax import sharding
+from convnext_jax import processes, sharding
 from convnext_jax.data.pipeline import Passes
 from convnext_jax.errors import InputError
-from convnext_jax.processes import compile_together
 from convnext_jax.training.task import Evaluation
 
 
 class Program:
-    """The sums of an evaluation, compiled for the first batch; evaluators may share it."""
+    """What an evaluation computes of a batch, compiled for the first; evaluators may share it."""
 
     def __init__(self, evaluation: Evaluation, mesh: Mesh) -> None:
         """Compiles nothing yet.
@@ -26,13 +26,19 @@ class Program:
           evaluation: a task's.
           mesh: where batches and variables lie.
         """
-        self._compiled: Callable[..., dict[str, jax.Array]] | None = None
-        self._jitted = jax.jit(evaluation.sums, out_shardings=sharding.replicated(mesh))
+        self._compiled: Callable[..., tuple[Any, Any]] | None = None
 
-    def __call__(self, variables: tuple[Any, Any], batch: Any) -> dict[str, jax.Array]:
-        """The sums of a batch, of the shapes of the first one."""
+        def compute(params: Any, batch_stats: Any, batch: Any) -> tuple[Any, Any]:
+            found = {} if evaluation.found is None else evaluation.found(params, batch_stats, batch)
+            return evaluation.sums(params, batch_stats, batch), found
+
+        places = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+        self._jitted = jax.jit(compute, out_shardings=places)
+
+    def __call__(self, variables: tuple[Any, Any], batch: Any) -> tuple[Any, Any]:
+        """Sums over a batch, of the shapes of the first one, and what is found in its rows."""
         if self._compiled is None:
-            self._compiled = compile_together(self._jitted, *variables, batch)
+            self._compiled = processes.compile_together(self._jitted, *variables, batch)
         return self._compiled(*variables, batch)
 
 
@@ -54,7 +60,7 @@ class Evaluator:
         self._evaluation = evaluation
         self._passes = passes
         self._mesh = mesh
-        self._sums = Program(evaluation, mesh) if program is None else program
+        self._program = Program(evaluation, mesh) if program is None else program
 
     def start(self) -> None:
         """Begins to read ahead for the first pass, unless that was done before.
@@ -112,31 +118,41 @@ class Evaluator:
           before_batch: as above.
 
         Returns:
-          For each name the sums of the evaluation, float64, and `skipped`, how many examples could
-          not be read.
+          For each name the sums of the evaluation, float64; `records`, a tuple of texts, where it
+          makes some; and `skipped`, how many examples could not be read.
 
         Raises:
           InputError: the data had another number of examples than the split says, or none that
             can be read.
         """
         totals = {name: dict[str, Any]() for name in candidates}
-        pending: deque[dict[str, dict[str, jax.Array]]] = deque()
+        records = {name: list[str]() for name in candidates}
+        pending: deque[tuple[Any, dict[str, tuple[Any, Any]]]] = deque()
+        record = self._evaluation.record
 
         def add_oldest() -> None:
-            for name, sums in jax.device_get(pending.popleft()).items():
-                for key, value in sums.items():
+            rows, computed = pending.popleft()
+            for name, (sums, found) in computed.items():
+                for key, value in jax.device_get(sums).items():
                     totals[name][key] = totals[name].get(key, 0) + np.asarray(value, np.float64)
+                if record is not None:
+                    records[name] += record(rows, jax.tree.map(sharding.local_rows, found))
 
         with contextlib.closing(self._passes()) as batches:
             for rows in batches:
                 before_batch()
                 batch = sharding.global_batch(rows, self._mesh)
-                pending.append({name: self._sums(v, batch) for name, v in candidates.items()})
+                computed = {name: self._program(v, batch) for name, v in candidates.items()}
+                pending.append((rows if record is not None else None, computed))
                 # One batch is decoded while another is computed; more would only fill memory.
                 if len(pending) > 1:
                     add_oldest()
             while pending:
                 add_oldest()
+        if record is not None:
+            for name, texts in records.items():
+                parts = processes.bytes_from_all(json.dumps(texts).encode())
+                totals[name]["records"] = tuple(text for part in parts for text in json.loads(part))
         return {name: self._checked(total) for name, total in totals.items()}
 
     def _checked(self, total: dict[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,13 @@ Each task has a wing of its own, a package beside this one, whose `task.py` make
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from convnext_jax.data.pieces import EvalExamples, TrainExamples
+from convnext_jax.data.pieces import EvalExamples, Order, TrainExamples
 from convnext_jax.models.spec import ModelDescription
 
 Batch = dict[str, jax.Array]
@@ -44,6 +44,13 @@ class Evaluation:
       metric: which of them decides.
       key: two of one model with equal keys have the same `sums`, and may share a compiled program;
         None: nothing is known.
+      found: (params, batch_stats, batch) -> arrays [N, ...] by name, what is found in each example,
+        where results are no function of sums; None: nothing else is wanted.
+      record: (rows as they were read, what was found in them) -> a text for each example whose
+        `mask` is 1, NumPy arrays of one process's rows. `results` is given all of them, of all
+        processes, as `records`.
+      order: (the data, examples of a batch) -> which example is in each row of the batches, one
+        after another, and -1 for filling up; None: the data's own order.
     """
 
     examples: EvalExamples
@@ -51,6 +58,9 @@ class Evaluation:
     results: Callable[[Mapping[str, np.ndarray]], dict[str, Any]]
     metric: Metric
     key: Hashable = None
+    found: Callable[[Any, Any, Batch], dict[str, jax.Array]] | None = None
+    record: Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], list[str]] | None = None
+    order: Callable[[Any, int], Sequence[int]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +79,10 @@ class Task:
       remarks: sentences that a user must know at the start.
       pictures: (micro-batch, key) -> uint8 [N, H, W, 3], what the loss feeds the model with, for
         people; None: nothing to look at.
+      order: (the data) -> which example is where in the batches, where their rows must fit each
+        other; None: all of them at random.
+      steps_per_epoch: (number of examples) -> steps, where there is an `order`; None: as many as
+        there are whole batches.
     """
 
     model: ModelDescription
@@ -79,6 +93,8 @@ class Task:
     batch_stats: Any = dataclasses.field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     pictures: Callable[[Batch, jax.Array], jax.Array] | None = None
+    order: Callable[[Any], Order] | None = None
+    steps_per_epoch: Callable[[int], int] | None = None
 
     def batch(self, examples: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of a batch of so many examples."""

@@ -121,3 +121,32 @@ def test_lasting_errors_are_not_tried_again(short_waits):
     with pytest.raises(InputError, match="the server is away"):
         list(train_batches(Flaky(1, errno.EACCES), Noise(), **RUN))
     assert not short_waits
+
+
+@dataclasses.dataclass(frozen=True)
+class Backwards:
+    """An order of one's own, with one step more than there are whole batches."""
+
+    steps_per_epoch = 4
+
+    def __call__(self, step, row):
+        epoch, step = divmod(step, 4)
+        return epoch, (29 - 8 * step - row) % 30
+
+    def others(self, epoch, index, rng, count):
+        return np.full(count, 17 + epoch)
+
+
+def test_a_tasks_own_order_and_what_takes_the_place_of_an_example():
+    run = {"global_batch": 8, "seed": 1, "start_step": 0, "num_steps": 8, "threads": 2}
+    with train_batches(Numbered(30), Noise(), **run, order=Backwards()) as batches:
+        found = [batch["label"].tolist() for batch in batches]
+    assert found[0] == list(range(29, 21, -1))
+    assert found[3] == [5, 4, 3, 2, 1, 0, 29, 28]
+    assert found[4:] == found[:4]
+    broken = Broken(30, (25,))
+    options = {"order": Backwards(), "skip_bad": True}
+    with train_batches(broken, Noise(), **run, **options) as batches:
+        replaced = [batch["label"].tolist() for batch in batches]
+    assert replaced[0] == [17 if label == 25 else label for label in found[0]]
+    assert replaced[4] == [18 if label == 25 else label for label in found[0]]

@@ -181,3 +181,33 @@ def test_what_cannot_be_read_is_left_out_and_counted():
         holed()({"params": (jnp.zeros((1, 8)), {})})
     with pytest.raises(RunError, match=r"3 examples .* `data.max_skipped` \(=2\)"):
         holed(skip_bad=True, max_skipped=2)({"params": (jnp.zeros((1, 8)), {})})
+
+
+def test_what_is_found_in_each_example_is_recorded_once_in_any_order():
+    """Records of padded batches in an order of one's own: every example's, and nothing else's."""
+    source = Images(21)
+    order = [*range(0, 21, 2), -1, -1, *range(1, 21, 2), -1]
+    passes = Passes(source, Pixels(), global_batch=8, order=order)
+    scale = jnp.float32(2)
+
+    def record(rows, found):
+        assert rows["image"].shape == (8, 2, 2, 3)
+        pairs = zip(rows["label"], found["twice"], rows["mask"], strict=True)
+        return [f"{label}:{float(value):g}" for label, value, mask in pairs if mask]
+
+    evaluation = Evaluation(
+        Pixels(),
+        lambda params, batch_stats, batch: {"count": batch["mask"].sum()},
+        lambda totals: {"records": totals["records"]},
+        task.METRIC,
+        found=lambda params, _, batch: {"twice": params * batch["image"][:, 0, 0, 0]},
+        record=record,
+    )
+    tested = Evaluator(evaluation, passes, mesh=sharding.create_mesh())
+    for _ in range(2):
+        results = tested({"a": (scale, {}), "b": (2 * scale, {})})
+        expected = [index % 7 for index in order if index >= 0]
+        assert results["a"]["records"] == tuple(f"{n}:{2 * n}" for n in expected)
+        assert results["b"]["records"] == tuple(f"{n}:{4 * n}" for n in expected)
+        assert results["a"]["num_examples"] == 21
+    tested.close()
