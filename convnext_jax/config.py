@@ -6,13 +6,13 @@ keys.
 """
 
 import dataclasses
-import math
 import types
 import typing
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from convnext_jax.config_ranges import check_ranges
 from convnext_jax.errors import InputError, did_you_mean
 
 
@@ -45,6 +45,8 @@ class DataConfig:
     dir: str | None = None  # TFDS's data directory; None: TFDS's own default
     train_split: str = "train"  # as TFDS writes it: `train[:90%]` is a part
     eval_split: str = "validation"  # likewise
+    annotations: str | None = None  # of `coco_style`: COCO's JSON of the training images
+    eval_annotations: str | None = None  # likewise, of the others
     global_batch: int = 4096  # examples of one optimiser step, over all devices
     per_device_batch: int | None = None  # at most so many at once; the step accumulates the rest
     eval_batch: int | None = None  # over all devices; None: as many as the step takes at once
@@ -92,6 +94,28 @@ class SegmentationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DetectionConfig:
+    """What only models that detect have; None means the model's own value."""
+
+    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))  # one at random; evaluation: largest
+    longest_side: int = 1333  # of an image at most; the canvas has the next multiple of 32
+    crops: bool = True  # half of the images are cropped first, out of another size
+    crop_short_sides: tuple[int, ...] = (400, 500, 600)  # which is one of these
+    crop_min: int = 384  # least height and width of a crop
+    crop_max: int = 600  # and the largest
+    max_objects: int = 100  # of an image that training knows
+    fpn_channels: int | None = None  # width of the pyramid and of the heads' convolutions
+    head_features: int | None = None  # width of the hidden layers of box heads
+    rpn_before: int | None = None  # anchors of a level that become proposals in training, at most
+    rpn_after: int | None = None  # proposals of an image in training
+    rpn_before_eval: int | None = None  # anchors of a level, where nothing is trained
+    rpn_after_eval: int | None = None  # proposals, where nothing is trained
+    roi_samples: int | None = None  # proposals of an image that the heads are trained on
+    detections: int | None = None  # of an image at most
+    score_threshold: float | None = None  # probability that a detection exceeds
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """AdamW, its schedule, the loss and the moving average."""
 
@@ -101,6 +125,7 @@ class OptimConfig:
     warmup_steps: int | None = None  # takes the place of `warmup_epochs`
     weight_decay: float = 0.05  # of kernels; norms, biases and layer scale have none
     schedule: str = "cosine"  # after warm-up; or poly: linearly to min_lr, warm-up multiplied on
+    milestones: tuple[int, ...] = ()  # or step: a tenth from each of these epochs on
     weight_decay_end: float | None = None  # follows a cosine to this; None: stays as it is
     layer_decay: float = 1.0  # of the learning rate, from the head to the stem; 1: none
     layer_decay_by: str = "blocks"  # groups of blocks, or stages as in the paper's segmentation
@@ -158,6 +183,7 @@ class Config:
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
+    detection: DetectionConfig = DetectionConfig()
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -251,7 +277,7 @@ def from_dict(values: dict[str, Any]) -> Config:
       InputError: as `resolve`.
     """
     config = _build(Config, values, prefix="")
-    _check_ranges(config)
+    check_ranges(config)
     return config
 
 
@@ -298,88 +324,3 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
         names = " or ".join(spoken.get(t) or t.__name__ for t in allowed)
         raise InputError(f"`{key}` (={value!r}) must be of type {names}")
     return value
-
-
-def _check_ranges(config: Config) -> None:
-    def check(key: str, holds: bool, rule: str) -> None:
-        if not holds:
-            value: Any = config
-            for part in key.split("."):
-                value = getattr(value, part)
-            raise InputError(f"`{key}` (={value!r}) must {rule}")
-
-    for key, value in _numbers(config, ""):
-        check(key, math.isfinite(value), "be finite")
-    data, optim, model = config.data, config.optim, config.model
-    check("seed", 0 <= config.seed < 2**32, "lie in [0, 2**32)")
-    check("num_epochs", config.num_epochs > 0, "be positive")
-    check("num_steps", config.num_steps is None or config.num_steps > 0, "be positive, or None")
-    check("eval_every_epochs", config.eval_every_epochs > 0, "be positive")
-    every = config.eval_every_steps
-    check("eval_every_steps", every is None or every > 0, "be positive, or None")
-    check("log_every_steps", config.log_every_steps > 0, "be positive")
-    check("hang_seconds", config.hang_seconds >= 0, "not be negative")
-    check("report_examples", config.report_examples >= 0, "not be negative")
-    check("profile_steps", config.profile_steps >= 0, "not be negative")
-    check("model.dtype", model.dtype in ("float32", "bfloat16"), "be float32 or bfloat16")
-    check("model.drop_path", 0 <= model.drop_path < 1, "lie in [0, 1)")
-    check("data.global_batch", data.global_batch > 0, "be positive")
-    for key in ("per_device_batch", "eval_batch", "image_size"):
-        value = getattr(data, key)
-        check(f"data.{key}", value is None or value > 0, "be positive, or None")
-    check("data.crop", data.crop in ("random_resized", "padded"), "be random_resized or padded")
-    check("data.crop_scale", 0 < data.crop_scale <= 1, "lie in (0, 1]")
-    check("data.flip", 0 <= data.flip <= 1, "lie in [0, 1]")
-    check("data.eval_crop", data.eval_crop is None or 0 < data.eval_crop <= 1, "lie in (0, 1]")
-    check("data.workers", data.workers >= -1, "not be negative, except for -1")
-    check("data.threads", data.threads > 0, "be positive")
-    check("data.on_error", data.on_error in ("stop", "skip"), "be stop or skip")
-    check("data.max_skipped", data.max_skipped >= 0, "not be negative")
-    segment = config.segmentation
-    check("segmentation.scale_min", segment.scale_min > 0, "be positive")
-    enough = segment.scale_max >= segment.scale_min
-    check("segmentation.scale_max", enough, "be at least segmentation.scale_min")
-    check("segmentation.dropout", 0 <= segment.dropout < 1, "lie in [0, 1)")
-    check("segmentation.auxiliary_weight", segment.auxiliary_weight >= 0, "not be negative")
-    for key in ("decoder_channels", "auxiliary_channels"):
-        value = getattr(segment, key)
-        check(f"segmentation.{key}", value is None or value > 0, "be positive, or None")
-    check("segmentation.first_label", 0 <= segment.first_label <= 255, "lie in 0..255")
-    ignored = segment.ignored
-    check("segmentation.ignored", ignored is None or 0 <= ignored <= 255, "lie in 0..255, or None")
-    check("optim.lr", optim.lr > 0, "be positive")
-    check("optim.schedule", optim.schedule in ("cosine", "poly"), "be cosine or poly")
-    by = optim.layer_decay_by
-    check("optim.layer_decay_by", by in ("blocks", "stages"), "be blocks or stages")
-    check("optim.min_lr", 0 <= optim.min_lr <= optim.lr, "lie in [0, optim.lr]")
-    check("optim.warmup_epochs", optim.warmup_epochs >= 0, "not be negative")
-    warmup = optim.warmup_steps
-    check("optim.warmup_steps", warmup is None or warmup >= 0, "not be negative, or None")
-    check("optim.weight_decay", optim.weight_decay >= 0, "not be negative")
-    end = optim.weight_decay_end
-    check("optim.weight_decay_end", end is None or end >= 0, "not be negative, or None")
-    check("optim.layer_decay", 0 < optim.layer_decay <= 1, "lie in (0, 1]")
-    check("optim.b1", 0 <= optim.b1 < 1, "lie in [0, 1)")
-    check("optim.b2", 0 <= optim.b2 < 1, "lie in [0, 1)")
-    check("optim.eps", optim.eps > 0, "be positive")
-    check("optim.clip_norm", optim.clip_norm >= 0, "not be negative")
-    sums = ("float32", model.dtype)
-    check("optim.gradient_sum", optim.gradient_sum in sums, "be float32, or `model.dtype`")
-    check("optim.label_smoothing", 0 <= optim.label_smoothing < 1, "lie in [0, 1)")
-    check("optim.ema_decay", 0 <= optim.ema_decay < 1, "lie in [0, 1)")
-    every = config.checkpoint.every_steps
-    check("checkpoint.every_steps", every is None or every > 0, "be positive, or None")
-    check("checkpoint.keep_last", config.checkpoint.keep_last > 0, "be positive")
-    on_damage = config.checkpoint.on_damage
-    check("checkpoint.on_damage", on_damage in ("fall_back", "stop"), "be fall_back or stop")
-
-
-def _numbers(section: Any, prefix: str) -> list[tuple[str, float]]:
-    found = []
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            found += _numbers(value, f"{prefix}{field.name}.")
-        elif isinstance(value, float):
-            found.append((prefix + field.name, value))
-    return found

@@ -16,8 +16,8 @@ _INTRODUCTION = """\
 
 Every key of a config, its type, its default and what it is. Configs set their own values; the
 command line overrides single keys: `--config.optim.lr=1e-3`. `python -m convnext_jax.main --help`
-prints the same list. `make docs` writes this page from `convnext_jax/config.py`, which also says
-what values are refused.
+prints the same list. `make docs` writes this page from `convnext_jax/config.py`;
+`config_ranges.py` beside it says what values are refused.
 """
 
 

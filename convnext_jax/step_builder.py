@@ -98,6 +98,7 @@ def step_of(task: Task, config: Config, mesh: Mesh, num_examples: int) -> Traini
         total_steps=steps.total,
         warmup_steps=steps.warmup,
         minimum=config.optim.min_lr,
+        milestones=[epoch * steps.per_epoch for epoch in config.optim.milestones],
     )
     weight_decay = config.optim.weight_decay
     if config.optim.weight_decay_end is not None:

@@ -28,6 +28,7 @@ RANKS = {
     "optim": 2,
     "checkpointing": 2,
     "convert": 2,
+    "config_ranges": 1,
     "config": 2,
     "config_files": 3,
     "config_keys": 3,

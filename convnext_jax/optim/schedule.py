@@ -1,4 +1,6 @@
-"""The learning rate: linear warm-up, then half a cosine, or a polynomial."""
+"""The learning rate: linear warm-up, then half a cosine, a polynomial, or steps."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,22 @@ from convnext_jax.errors import InputError
 
 
 def learning_rate(
-    kind: str, peak: float, *, total_steps: int, warmup_steps: int, minimum: float
+    kind: str,
+    peak: float,
+    *,
+    total_steps: int,
+    warmup_steps: int,
+    minimum: float,
+    milestones: Sequence[int] = (),
 ) -> optax.Schedule:
-    """The schedule of a name: `cosine`, see `warmup_cosine`, or `poly`, see `warmup_poly`."""
+    """The schedule of a name: `cosine`, `poly` or `step`; see `warmup_` and the name.
+
+    `minimum` is for the first two, `milestones` for the last.
+    """
+    if kind == "step":
+        return warmup_step(
+            peak, total_steps=total_steps, warmup_steps=warmup_steps, milestones=milestones
+        )
     schedule = {"cosine": warmup_cosine, "poly": warmup_poly}[kind]
     return schedule(peak, total_steps=total_steps, warmup_steps=warmup_steps, minimum=minimum)
 
@@ -87,11 +102,55 @@ def warmup_poly(
         step = jnp.asarray(step)
         remaining = (total_steps - step).astype(jnp.float32) / total_steps
         rate = (base - minimum) * remaining**power + minimum
-        missing = 1 - step.astype(jnp.float32) / max(warmup_steps, 1)
-        share = 1 - missing * (1 - warmup_ratio)
-        return jnp.where(step < warmup_steps, rate * share, rate)
+        return rate * _warmup_share(step, warmup_steps, warmup_ratio)
 
     return learning_rate
+
+
+def warmup_step(
+    base: float,
+    *,
+    total_steps: int,
+    warmup_steps: int = 0,
+    milestones: Sequence[int] = (),
+    factor: float = 0.1,
+    warmup_ratio: float = 1e-3,
+) -> optax.Schedule:
+    """The schedule of the paper's detection (mmdetection 2.11: `step`, linear warm-up).
+
+    From each milestone on the rate is `factor` times what it was. Warm-up is multiplied onto that,
+    as in `warmup_poly`.
+
+    Args:
+      base: the learning rate after warm-up.
+      total_steps: optimiser steps of the whole run.
+      warmup_steps: of these, how many are warm-up.
+      milestones: the first steps with lower rates.
+      factor: what the rate is multiplied by at each.
+      warmup_ratio: share of the rate at the first step.
+
+    Returns:
+      A function of the step (int scalar, from 0) that gives a float32 scalar.
+
+    Raises:
+      InputError: warm-up longer than the run.
+    """
+    _check_warmup(warmup_steps, total_steps)
+    # Not powers of a count: those of float32 differ between platforms.
+    rates = jnp.array([base * factor**passed for passed in range(len(milestones) + 1)], jnp.float32)
+
+    def learning_rate(step: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(step)
+        passed = sum((step >= milestone).astype(jnp.int32) for milestone in milestones)
+        return rates[passed] * _warmup_share(step, warmup_steps, warmup_ratio)
+
+    return learning_rate
+
+
+def _warmup_share(step: jax.Array, warmup_steps: int, ratio: float) -> jax.Array:
+    """What the rate is multiplied by: rises linearly from `ratio`, and is 1 from the warm-up on."""
+    missing = 1 - step.astype(jnp.float32) / max(warmup_steps, 1)
+    return jnp.where(step < warmup_steps, 1 - missing * (1 - ratio), 1.0)
 
 
 def _check_warmup(warmup_steps: int, total_steps: int) -> None:

@@ -129,6 +129,7 @@ def test_killed_and_started_again_it_repeats_nothing(sets, tmp_path):
     assert (workdir / "robustness.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.slow  # scoring/test_suite.py has a suite on two processes
 def test_two_processes_give_the_numbers_of_one(sets, tmp_path):
     found = []
     with serve(repository(NAME, tmp_path / "hub", seed=3)) as (hub, _):
