@@ -166,23 +166,24 @@ class Detector(layers.Keyed):
           InputError: arrays do not fit together.
         """
         self._check(images, key, (boxes, labels, masks))
-        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        keys = None if key is None else jax.random.split(key, 3)
         lying = portrait[0] > 0
         own = own_sizes(sizes, lying)
-        maps, of_maps = laid(self.backbone, lying).features_within(images, own, keys[0])
+        backbone = laid(self.backbone, lying)
+        maps, of_maps = backbone.features_within(images, own, None if keys is None else keys[0])
         levels, of_levels = laid(self.neck, lying)(maps, of_maps)
         logits, deltas = laid(self.rpn_head, lying)(levels, of_levels)
 
         canvas = images.shape[1], images.shape[2]
         places = anchors.anchor_boxes(canvas, STRIDES, portrait=lying)
         valid = anchors.valid_anchors(canvas, STRIDES, sizes, portrait=lying)
-        count = self.proposals_test if key is None else self.proposals_train
+        count = self.proposals_test if keys is None else self.proposals_train
         regions: Regions = propose(
             logits, deltas, places, valid, sizes, before=count.before, after=count.after
         )
         seen = len(ROI_STRIDES)
         view = View(levels[:seen], of_levels[:seen], sizes, lying)
-        if key is None:
+        if keys is None:
             return self.roi_head.detect(view, regions)
 
         assert boxes is not None and labels is not None and masks is not None
