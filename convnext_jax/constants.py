@@ -7,6 +7,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET_1K_CLASSES = 1000
 IMAGENET_22K_CLASSES = 21841
 ADE20K_CLASSES = 150
+COCO_CLASSES = 80
 
 # Which of an evaluation's results decides, by task.
 DECISIVE = {"classification": "top1", "segmentation": "miou"}

@@ -46,26 +46,36 @@ class BatchNorm(nnx.Module):
         self.group = group
         self.dtype = dtype
 
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, valid: Array | None = None) -> Array:
         """Normalises `x` [N, ..., C]; in training by the batch's own statistics, which it notes.
+
+        Args:
+          x: the batch.
+          train: takes the batch's statistics, and not the running ones.
+          valid: bool [N], which examples statistics are of; the others are normalised by them.
+            Where there is none the running ones stay as they are. None: all of them. There are no
+            groups then.
 
         Raises:
           InputError: in training, N is more than a group and makes no whole groups.
         """
         x = x.astype(jnp.float32)
         if train:
-            y, statistics = self._by_groups(x)
+            y, statistics, share = self._by_groups(x) if valid is None else self._of_valid(x, valid)
             for running, seen in zip((self.mean, self.var), statistics, strict=True):
                 old = running[...]
-                running[...] = old + self.momentum * (jax.lax.stop_gradient(seen) - old)
+                running[...] = old + share * (jax.lax.stop_gradient(seen) - old)
             return y.astype(self.dtype)
         row = (1,) * (x.ndim - 1) + (-1,)
         factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
         y = (x - self.mean[...].reshape(row)) * factor.reshape(row) + self.bias[...].reshape(row)
         return y.astype(self.dtype)
 
-    def _by_groups(self, x: Array) -> tuple[Array, tuple[Array, Array]]:
-        """The batch normalised, and the means over groups of mean and unbiased variance, [C]."""
+    def _by_groups(self, x: Array) -> tuple[Array, tuple[Array, Array], float]:
+        """The batch normalised, and what the running statistics take note of.
+
+        That is the means over groups of mean and unbiased variance, [C], and their share.
+        """
         size = x.shape[0] if self.group is None else min(self.group, x.shape[0])
         if x.shape[0] % size:
             raise InputError(
@@ -92,4 +102,24 @@ class BatchNorm(nnx.Module):
         y = centred * to_examples(factor) + self.bias[...].reshape(row)
         count = size * math.prod(x.shape[1:-1])
         unbiased = var * (count / max(count - 1, 1))
-        return y, (mean.mean(0), unbiased.mean(0))
+        return y, (mean.mean(0), unbiased.mean(0)), self.momentum
+
+    def _of_valid(self, x: Array, valid: Array) -> tuple[Array, tuple[Array, Array], Array]:
+        """As `_by_groups`, of the valid examples alone."""
+        assert self.group is None, "examples of a group are all valid"
+        examples = valid.sum()
+        places = math.prod(x.shape[1:-1])
+        row = (1,) * (x.ndim - 1) + (-1,)
+
+        def over_valid(values: Array) -> Array:
+            means = values.mean(tuple(range(1, x.ndim - 1)))
+            return jnp.where(valid[:, None], means, 0.0).sum(0) / jnp.maximum(examples, 1)
+
+        mean = over_valid(x)
+        centred = x - mean.reshape(row)
+        var = over_valid(jnp.square(centred))
+        factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
+        y = centred * factor.reshape(row) + self.bias[...].reshape(row)
+        count = examples * places
+        unbiased = var * (count / jnp.maximum(count - 1, 1))
+        return y, (mean, unbiased), jnp.where(examples > 0, self.momentum, 0.0)

@@ -51,6 +51,27 @@ def postponed() -> Iterator[None]:
 def normal(stddev: float) -> Initializer:
     """Values of a normal distribution about 0; traced by JAX too, where a callback draws them."""
 
+    def sample(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        drawn = generator.standard_normal(shape, np.float32)
+        drawn *= np.float32(stddev)
+        return drawn
+
+    return _random(sample)
+
+
+def uniform(limit: float) -> Initializer:
+    """Values spread evenly over [-limit, limit); otherwise as `normal`."""
+
+    def sample(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        drawn = generator.random(shape, np.float32)
+        drawn *= np.float32(2 * limit)
+        drawn -= np.float32(limit)
+        return drawn
+
+    return _random(sample)
+
+
+def _random(sample: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]) -> Initializer:
     def initializer(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Any:
         assert dtype == jnp.float32
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -58,9 +79,7 @@ def normal(stddev: float) -> Initializer:
 
         def draw(seed: Array) -> np.ndarray:
             generator = np.random.Generator(np.random.SFC64(np.asarray(seed).tolist()))
-            drawn = generator.standard_normal(shape, np.float32)
-            drawn *= np.float32(stddev)
-            return drawn
+            return sample(generator, shape)
 
         if isinstance(seed, Tracer):
             about = jax.ShapeDtypeStruct(shape, jnp.float32)

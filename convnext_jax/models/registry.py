@@ -26,6 +26,8 @@ _ARCHITECTURES: dict[str, Any] = {
     "convnext_isotropic": ConvNeXtIsotropic,
     "roadmap": RoadmapNet,
     "upernet": "convnext_jax.segmentation.upernet.UPerNet",
+    "mask_rcnn": "convnext_jax.detection.mask_rcnn.MaskRCNN",
+    "cascade_mask_rcnn": "convnext_jax.detection.cascade.CascadeMaskRCNN",
 }
 
 
@@ -34,7 +36,7 @@ def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
 
     Args:
       pattern: of names.
-      task: `classification` or `segmentation`; None: of all tasks.
+      task: `classification`, `segmentation` or `detection`; None: of all tasks.
     """
     names = fnmatch.filter(VARIANTS, pattern)
     return sorted(name for name in names if task in (None, VARIANTS[name].task))
@@ -58,7 +60,10 @@ def get_variant(name: str) -> Variant:
 
 def backbone_name(name: str) -> str | None:
     """The classifier that a model has as its backbone; None: it has none."""
-    return name.removeprefix("upernet_") if get_variant(name).architecture == "upernet" else None
+    variant = get_variant(name)
+    if variant.task == "classification":
+        return None
+    return name.removeprefix(f"{variant.architecture}_")
 
 
 def same_network(one: str, other: str) -> bool:
@@ -90,7 +95,7 @@ def create_model(
     Args:
       name: one of `list_models()`.
       num_classes: length of the logits; 0 for a classifier without a head, which returns its
-        embedding; None: those of the dataset in the paper, ImageNet-1K or ADE20K.
+        embedding; None: those of the dataset in the paper, ImageNet-1K, ADE20K or COCO.
       rngs: its `params` stream draws the initial weights; None is `nnx.Rngs(0)`.
       **overrides: keyword arguments of the model's class that replace what the variant has, such
         as `drop_path=0.1` (probability of dropping) or `dtype="bfloat16"`.

@@ -11,6 +11,7 @@ from typing import Any
 
 from convnext_jax.constants import (
     ADE20K_CLASSES,
+    COCO_CLASSES,
     IMAGENET_1K_CLASSES,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -33,7 +34,8 @@ class Preprocessing:
       crop_mode: `center`: the shorter side is resized to `input_size / crop_fraction` pixels and
         the centre cut out; `squash`: both sides are, without keeping the aspect ratio; `window`:
         the shorter side is, and windows over all of the image are cut out (see
-        `segmentation.views`).
+        `segmentation.views`); `fit`: all of the image is, to lie within `input_size` by 5/3 of that
+        pixels, whichever side is the longer.
       interpolation: how images are resized.
       mean: per RGB channel, subtracted from pixels in [0, 1].
       std: per RGB channel, pixels are divided by it afterwards.
@@ -57,8 +59,9 @@ class Variant(Preprocessing):
     fine-tuned or trained on ImageNet-1K, at 224 pixels where there is one.
 
     Attributes:
-      architecture: `convnext`, `convnext_isotropic`, `roadmap` or `upernet`, which class to build.
-        The attributes below are arguments of that class, where it has them.
+      architecture: `convnext`, `convnext_isotropic`, `roadmap`, `upernet`, `mask_rcnn` or
+        `cascade_mask_rcnn`, which class to build. The attributes below are arguments of that class,
+        where it has them.
       depths: number of blocks of each stage.
       dims: number of channels of each stage.
       layer_scale_init: initial value of `gamma`; None: the parameter does not exist.
@@ -211,6 +214,22 @@ def _upernet(backbone: Variant) -> Variant:
     )
 
 
+def _detector(architecture: str, backbone: Variant) -> Variant:
+    # The sides that images are resized into, and layer scale, are those of the paper's detection.
+    scaled = backbone.layer_scale_init is not None
+    return dataclasses.replace(
+        backbone,
+        architecture=architecture,
+        task="detection",
+        num_classes=COCO_CLASSES,
+        layer_scale_init=1.0 if scaled else None,
+        input_size=800,
+        crop_fraction=1.0,
+        crop_mode="fit",
+        interpolation="bilinear",
+    )
+
+
 def _widths(first: int) -> tuple[int, ...]:
     return tuple(first * 2**stage for stage in range(4))
 
@@ -271,13 +290,17 @@ ROADMAP: dict[str, Variant] = {
     for step, row in _roadmap(regime).items()
 }
 
-# The paper's of segmentation are over tiny to xlarge.
+DETECTORS = ("mask_rcnn", "cascade_mask_rcnn")
+_BACKBONES = {n: row for n, row in CLASSIFIERS.items() if row.architecture == "convnext"}
+
+# The paper's of segmentation and detection are over tiny to xlarge.
 VARIANTS: dict[str, Variant] = (
     CLASSIFIERS
     | ROADMAP
+    | {f"upernet_{name}": _upernet(row) for name, row in _BACKBONES.items()}
     | {
-        f"upernet_{name}": _upernet(row)
-        for name, row in CLASSIFIERS.items()
-        if row.architecture == "convnext"
+        f"{detector}_{name}": _detector(detector, row)
+        for detector in DETECTORS
+        for name, row in _BACKBONES.items()
     }
 )

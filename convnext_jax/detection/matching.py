@@ -1,0 +1,115 @@
+"""Which boxes learn which object, and the random few of them that a loss is computed of.
+
+Both are of one image; `jax.vmap` makes them of several.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from convnext_jax.detection import boxes as box_ops
+
+NEGATIVE, NEITHER = -1, -2
+
+
+def assign(
+    boxes: Array,
+    valid: Array,
+    objects: Array,
+    object_valid: Array,
+    *,
+    positive: float,
+    negative: float,
+    minimum: float,
+    low_quality: bool,
+) -> Array:
+    """Assigns to each box the object that it overlaps most (mmdet's `MaxIoUAssigner`).
+
+    A box is positive, and learns the object of its largest IoU (the first of several), if that is
+    `positive` or more; it is negative if all are below `negative`, and neither in between. With
+    `low_quality`, each object whose largest IoU is `minimum` or more then takes all boxes that
+    reach it, whatever they had; a later object takes from an earlier one.
+
+    Args:
+      boxes: [A, 4].
+      valid: bool [A]; others are neither positive nor negative, and no object sees them.
+      objects: [G, 4].
+      object_valid: bool [G]; without any, all valid boxes are negative.
+      positive: least IoU of positives.
+      negative: IoU that negatives stay below.
+      minimum: least IoU of an object's best boxes.
+      low_quality: whether objects take their best boxes.
+
+    Returns:
+      int32 [A]: the index of the object, -1 for a negative, -2 for neither.
+    """
+
+    # One object at a time: of all at once, IoUs would be 107 MB for the anchors of an image.
+    def overlaps(index: Array) -> Array:
+        found = box_ops.iou(objects[index][None], boxes)[0]
+        return jnp.where(valid & object_valid[index], found, -1)
+
+    # The IoUs come from the round before, so that they have been written to memory: the largest is
+    # then equal to one of them to the bit, which it need not be when a compiler computes them
+    # twice, in different surroundings.
+    def visit(carry: tuple[Array, ...], index: Array) -> tuple[tuple[Array, ...], None]:
+        current, best, assigned, taken = carry
+        assigned = jnp.where(current > best, index, assigned)
+        best = jnp.maximum(current, best)
+        largest = current.max(initial=-1)
+        claims = (current == largest) & (largest >= minimum) & object_valid[index]
+        taken = jnp.where(claims & valid, index, taken)
+        following = overlaps(jnp.minimum(index + 1, count - 1))
+        return (following, best, assigned, taken), None
+
+    count = objects.shape[0]
+    if count == 0:
+        return jnp.where(valid, NEGATIVE, NEITHER).astype(jnp.int32)
+    nothing = jnp.full(valid.shape, -1, jnp.int32)
+    start = (overlaps(jnp.int32(0)), jnp.zeros(valid.shape, boxes.dtype), nothing, nothing)
+    (_, best, assigned, taken), _ = lax.scan(visit, start, jnp.arange(count, dtype=jnp.int32))
+    result = jnp.where(best >= positive, assigned, jnp.where(best < negative, NEGATIVE, NEITHER))
+    if low_quality:
+        result = jnp.where(taken >= 0, taken, result)
+    return jnp.where(valid, result, NEITHER)
+
+
+def sample(
+    key: Array, assigned: Array, valid: Array, count: int, positives: int
+) -> tuple[Array, Array, Array]:
+    """Draws boxes at random, without replacement (mmdet's `RandomSampler`).
+
+    At most `positives` positives; negatives fill what they leave of `count`. There may not be so
+    many: what then fills the arrays is not valid.
+
+    Args:
+      key: of the random numbers.
+      assigned: int32 [A], from `assign`.
+      valid: bool [A]; others are never drawn.
+      count: how many to draw.
+      positives: how many of them may be positive.
+
+    Returns:
+      The indices, int32 [count], positives first; which of them are positive, and which are valid,
+      bool [count].
+    """
+    # Whole numbers: float32 has no more than 2^23 different ones in 0..1, few for 268,569 anchors.
+    places = (jax.random.bits(key, assigned.shape) >> 1).astype(jnp.int32)
+    chosen, chosen_count = _first(places, valid & (assigned >= 0), positives)
+    rest, rest_count = _first(places, valid & (assigned == NEGATIVE), count)
+    order = jnp.arange(count, dtype=jnp.int32)
+    is_positive = order < chosen_count
+    behind = order - chosen_count
+    index = jnp.where(
+        is_positive,
+        chosen[jnp.minimum(order, chosen.shape[0] - 1)],
+        rest[jnp.clip(behind, 0, rest.shape[0] - 1)],
+    )
+    return index, is_positive, is_positive | (behind < rest_count)
+
+
+def _first(places: Array, candidates: Array, count: int) -> tuple[Array, Array]:
+    """The candidates that come first in a random order, and how many there are."""
+    count = min(count, candidates.shape[0])
+    _, index = lax.top_k(jnp.where(candidates, places, -1), count)
+    return index, jnp.minimum(candidates.sum(dtype=jnp.int32), count)
