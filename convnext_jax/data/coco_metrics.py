@@ -16,8 +16,9 @@ from convnext_jax.errors import InputError
 
 # Its annotations know fewer types than it takes.
 _mask: Any = pycocotools.mask
-# What is matched: boxes, or masks.
+# What is matched: boxes, or masks; and where rows have them.
 KINDS = ("box", "mask")
+_SHAPES = {"box": "bbox", "mask": "segmentation"}
 # Overlaps that count as found; not `arange`, whose values are a little larger.
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _RECALLS = np.linspace(0.0, 1.0, 101)
@@ -78,18 +79,14 @@ def average_precisions(
       that is no crowd; and `box_ap_by_class`, a dictionary by name. For masks the same with `mask`.
 
     Raises:
-      InputError: there is no object to find; or something belongs to an unknown image or class, or
-        has a score that is not finite, or a mask of another size than its image.
+      InputError: there is no object to find; or a row lacks a key, belongs to an unknown image or
+        class, or has a score that is not finite or a mask of another size than its image.
     """
     sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
     names = _names(ground_truth["categories"])
-    objects, found = (
-        _grouped(what, rows, sizes, names)
-        for what, rows in (
-            ("annotation", ground_truth["annotations"]),
-            ("detection", detections),
-        )
-    )
+    shapes = [_SHAPES[kind] for kind in kinds]
+    objects = _grouped("annotation", ground_truth["annotations"], ["area", *shapes], sizes, names)
+    found = _grouped("detection", detections, ["score", *shapes], sizes, names)
     if all(row.get("iscrowd") for row in ground_truth["annotations"]):
         raise InputError("the annotations have no object that is to be found")
     results: dict[str, Any] = {}
@@ -137,12 +134,16 @@ def _names(categories: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
 def _grouped(
     what: str,
     rows: Sequence[Mapping[str, Any]],
+    keys: Sequence[str],
     sizes: Mapping[Any, Any],
     names: Mapping[Any, Any],
 ) -> dict[Any, dict[Any, list[Mapping[str, Any]]]]:
-    """Rows by class, then by image, in their order."""
+    """Rows by class, then by image, in their order; they are checked to have the keys."""
     groups: dict[Any, dict[Any, list[Mapping[str, Any]]]] = {name: {} for name in names}
     for row in rows:
+        for key in ("image_id", "category_id", *keys):
+            if key not in row:
+                raise InputError(f"a {what} has no `{key}`: {str(row)[:100]}")
         category, image = row["category_id"], row["image_id"]
         if image not in sizes:
             raise InputError(f"a {what} has the `image_id` {image}, which is no image's")

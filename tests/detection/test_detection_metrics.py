@@ -273,19 +273,22 @@ def test_classes_of_one_name_stay_apart():
 
 def test_what_does_not_fit_is_refused():
     truth, rows = one_image([[0, 0, 50, 50]], [0], [[0, 0, 50, 50]], [0.5])
-    mask = {"size": [299, 300], "counts": coco_mask.encode(np.zeros((299, 300), np.uint8, "F"))}
+    small = coco_mask.encode(np.zeros((299, 300), np.uint8, "F"))
+    mask = {"segmentation": coco_mask.encode(np.zeros((300, 300), np.uint8, "F"))}
     truth["annotations"][0]["segmentation"] = [[0, 0, 50, 0, 50, 50, 0, 50]]
     for change, sentence in (
         ({"image_id": 3}, "a detection has the `image_id` 3, which is no image's"),
         ({"category_id": 1}, "the `category_id` 1, which is no category's"),
         ({"score": float("nan")}, "image 1 has the score nan"),
         (
-            {"segmentation": {"size": [299, 300], "counts": mask["counts"]["counts"]}},
+            {"segmentation": small},
             "a mask of 299 x 300 pixels must have the size of its image, 300 x 300",
         ),
     ):
         with pytest.raises(InputError, match=sentence):
-            average_precisions(truth, [rows[0] | change])
+            average_precisions(truth, [rows[0] | mask | change])
+    with pytest.raises(InputError, match="a detection has no `segmentation`"):
+        average_precisions(truth, rows)
     truth["annotations"][0]["iscrowd"] = 1
     with pytest.raises(InputError, match="no object that is to be found"):
-        average_precisions(truth, rows)
+        average_precisions(truth, rows, ["box"])
