@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from convnext_jax.data.coco_metrics import average_precisions
-from convnext_jax.detection.results import Record, coco_detections
+from convnext_jax.detection.records import Record, coco_detections
 
 
 def results(
@@ -22,7 +22,7 @@ def results(
       Fractions by name, as `data.coco_metrics.average_precisions` gives them.
 
     Raises:
-      InputError: as `average_precisions` and `results.coco_detections`.
+      InputError: as `average_precisions` and `records.coco_detections`.
       RunError: an image is there twice.
     """
     found = average_precisions(*coco_detections(ground_truth, kept))

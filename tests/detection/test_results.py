@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from convnext_jax.detection.metrics import results, words
-from convnext_jax.detection.results import (
+from convnext_jax.detection.records import (
     coco_detections,
     from_all_processes,
     records,
@@ -181,7 +181,7 @@ _PROGRAM = """
 import json, sys
 import jax
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[1]))
-from convnext_jax.detection.results import from_all_processes
+from convnext_jax.detection.records import from_all_processes
 own = {"0": [{"index": 3, "masks": ["a" * 1000]}, {"index": 0, "masks": []}], "1": []}
 print(json.dumps(from_all_processes(own[sys.argv[1]])))
 """
