@@ -36,12 +36,14 @@ def resize_bilinear(
 
 def resize_nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes [H, W] to [height, width] (`cv2.INTER_NEAREST`): from the upper left, not centred."""
-    rows, columns = (
-        # Not `before / after`, which is rounded otherwise.
-        np.minimum((np.arange(after) * (1 / (after / before))).astype(np.int64), before - 1)
-        for before, after in zip(labels.shape, (height, width), strict=True)
-    )
+    rows, columns = map(nearest_places, labels.shape, (height, width))
     return labels[rows][:, columns]
+
+
+def nearest_places(before: int, after: int) -> np.ndarray:
+    """Which of `before` pixels each of `after` pixels is (`cv2.INTER_NEAREST`): int64 [after]."""
+    # Not `before / after`, which is rounded otherwise.
+    return np.minimum((np.arange(after) * (1 / (after / before))).astype(np.int64), before - 1)
 
 
 def recolour(image: np.ndarray, hues: np.ndarray, saturations: np.ndarray) -> np.ndarray:

@@ -3,9 +3,10 @@
     python -m convnext_jax.data.prepare imagenet2012 --manual_dir=/downloads --data_dir=/data/tfds
 
 Any dataset of TFDS that has a class or a mask for each image, and our `digits`, `digit_scenes`,
-`imagenet22k` and `ade20k`:
+`imagenet22k`, `ade20k` and `coco2017`:
 
     python -m convnext_jax.data.prepare ade20k --manual_dir=/downloads --data_dir=/data/tfds
+    python -m convnext_jax.data.prepare coco2017 --manual_dir=/downloads --data_dir=/data/tfds
 
 TFDS writes into a directory `incomplete.*` and renames it at the end, so a run that is killed
 leaves nothing that can be read.
@@ -28,9 +29,10 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from convnext_jax.arguments import Parser
-from convnext_jax.data import ade20k, imagenet22k
+from convnext_jax.data import ade20k, coco, imagenet22k
 from convnext_jax.data.decode import one_line
 from convnext_jax.data.mask_metadata import notes_of
+from convnext_jax.data.object_metadata import object_notes
 from convnext_jax.data.prepared import (
     base_name,
     check_known,
@@ -141,6 +143,8 @@ def _check_archives(name: str, builder: tfds.core.DatasetBuilder, manual_dir: st
         imagenet22k.find(manual_dir)
     elif base_name(name) == ade20k.NAME:
         ade20k.find(manual_dir)
+    elif base_name(name) == coco.NAME:
+        coco.find(manual_dir)
     elif manual_dir is None:
         instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
         raise InputError(f"dataset `{name}` needs `--manual_dir`: {instructions}")
@@ -211,7 +215,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Prepares a dataset as array_record files, which training reads by index.",
     )
     parser.add_argument(
-        "name", help="TFDS name, such as imagenet2012, or ade20k, digits, digit_scenes, imagenet22k"
+        "name",
+        help="TFDS name, such as imagenet2012, or ade20k, coco2017, digits, digit_scenes,"
+        " imagenet22k",
     )
     parser.add_argument("--data_dir", help="root to write below (default: TFDS's own)")
     parser.add_argument("--manual_dir", help="directory of archives downloaded by hand")
@@ -235,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for split in builder.info.splits.values():
         print(f"  {split.name}: {split.num_examples} examples")
     print(f"  in {builder.data_dir}")
-    for split, note in notes_of(builder.info):
+    for split, note in notes_of(builder.info) + object_notes(builder.info):
         print(f"note: {split}: {note}")
     for left in epath.Path(builder.data_dir).parent.glob("incomplete.*"):
         print(f"note: {left} belongs to a run that is going on or was killed; if killed, delete it")

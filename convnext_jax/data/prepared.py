@@ -5,11 +5,11 @@ import os
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, read_only_builder
 
-from convnext_jax.data import ade20k, digits, folder, imagenet22k, scenes
+from convnext_jax.data import ade20k, coco, digits, folder, imagenet22k, scenes
 from convnext_jax.errors import InputError, did_you_mean
 
 # Datasets that this package has builders of.
-_OURS = (ade20k.NAME, digits.NAME, imagenet22k.NAME, scenes.NAME)
+_OURS = (ade20k.NAME, coco.NAME, digits.NAME, imagenet22k.NAME, scenes.NAME)
 
 
 def find_prepared(
