@@ -78,8 +78,11 @@ def write_at_once(path: epath.Path | Path, content: str | bytes) -> None:
             # Else, where the machine goes down, the new name may come with nothing behind it.
             os.fsync(file.fileno())
 
-    retrying(write)
-    temporary.replace(os.fspath(path))
+    try:
+        retrying(write)
+        temporary.replace(os.fspath(path))
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def kept_steps(scores: Mapping[int, float | None], keep_last: int) -> set[int]:

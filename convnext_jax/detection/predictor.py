@@ -1,0 +1,149 @@
+"""The objects in images: their boxes, classes and masks."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from convnext_jax.data.decode import decode, upright
+from convnext_jax.data.normalize import normalize
+from convnext_jax.detection.canvas import Canvas
+from convnext_jax.detection.pasting import Pasted, paste
+from convnext_jax.detection.records import in_original
+from convnext_jax.errors import InputError
+from convnext_jax.models.backbone import inside
+from convnext_jax.models.spec import ModelDescription
+from convnext_jax.processes import usable_cores
+
+# What a detection must be sure of to be shown.
+LEAST_SCORE = 0.3
+
+
+class Detected(NamedTuple):
+    """What was found in an image, the surest first.
+
+    Attributes:
+      image: in RGB, as it was seen, at its own size.
+      boxes: float32 [D, 4], x1, y1, x2, y2, pixels of the image.
+      scores: float32 [D], 0..1.
+      labels: int32 [D], classes.
+      masks: the pixels of each, D of them.
+    """
+
+    image: Image.Image
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    masks: tuple[Pasted, ...]
+
+
+class Failure(NamedTuple):
+    """What stands in place of a result for an image that cannot be used.
+
+    Attributes:
+      error: one sentence with the image's path and the reason.
+    """
+
+    error: str
+
+
+class Predictor:
+    """Detects objects in images of any size, one image at a time, on one device.
+
+    Args:
+      description: of a model that detects, and how images are fed to it.
+      params: its parameters.
+      batch_stats: its statistics.
+      canvas: how images are resized, and the arrays that they lie on.
+      least_score: detections with less are left out, 0..1.
+      apply: in place of the description's own the model as a function (params, batch_stats, images,
+        None, sizes=..., portrait=...) -> (what `records.in_original` takes, batch statistics).
+
+    Raises:
+      InputError: the model takes no RGB images, or `least_score` is out of range.
+    """
+
+    def __init__(
+        self,
+        description: ModelDescription,
+        params: Any,
+        batch_stats: Any = None,
+        *,
+        canvas: Canvas | None = None,
+        least_score: float = LEAST_SCORE,
+        apply: Callable[..., tuple[Any, Any]] | None = None,
+    ) -> None:
+        """Compiles nothing yet."""
+        channels = description.spec.overrides.get("in_channels", 3)
+        if channels != 3:
+            raise InputError(f"`in_channels` (={channels}) must be 3: images are RGB")
+        if not 0 <= least_score <= 1:
+            raise InputError(f"`least_score` (={least_score}) must lie in 0..1")
+        self._canvas = Canvas() if canvas is None else canvas
+        self._least = least_score
+        self._exif = description.preprocessing.exif
+        feeding = description.preprocessing
+        model = description.spec.function_with_batch_stats() if apply is None else apply
+
+        def detect(params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> Any:
+            sizes, portrait = batch["size"], batch["portrait"]
+            images = normalize(batch["image"], feeding.mean, feeding.std)
+            lying = jnp.where(portrait[:, None] > 0, sizes[:, ::-1], sizes)
+            # What images are filled up with is 0 after normalising, as in the reference.
+            images = jnp.where(inside(images, lying), images, 0.0)
+            found, _ = model(params, batch_stats, images, None, sizes=sizes, portrait=portrait)
+            return found
+
+        compiled = jax.jit(detect)
+        self._detect = lambda batch: compiled(params, batch_stats, batch)
+
+    def predictions(self, images: Iterable[str | Image.Image]) -> Iterator[Detected | Failure]:
+        """Detects objects while they are asked for, and reads one image ahead.
+
+        Args:
+          images: paths, and PIL images.
+
+        Returns:
+          Their results in their order.
+        """
+        with futures.ThreadPoolExecutor(min(usable_cores(), 2)) as threads:
+            waiting: list[futures.Future[Any]] = []
+            images = iter(images)
+            for image in itertools.islice(images, 2):
+                waiting.append(threads.submit(self._prepared, image))
+            while waiting:
+                prepared = waiting.pop(0).result()
+                waiting += [threads.submit(self._prepared, i) for i in itertools.islice(images, 1)]
+                yield self._detected(prepared)
+
+    def _prepared(self, image: str | Image.Image) -> tuple[Image.Image, dict[str, Any]] | Failure:
+        try:
+            if isinstance(image, Image.Image):
+                picture = (upright(image) if self._exif else image).convert("RGB")
+            else:
+                picture = decode(image, image, self._exif)
+            return picture, self._canvas.row(picture)
+        except InputError as error:
+            return Failure(str(error))
+
+    def _detected(
+        self, prepared: tuple[Image.Image, dict[str, Any]] | Failure
+    ) -> Detected | Failure:
+        if isinstance(prepared, Failure):
+            return prepared
+        image, row = prepared
+        batch = {name: np.asarray(value)[None] for name, value in row.items()}
+        # On the device a program has no use for the stored size.
+        seen = {name: batch[name] for name in ("image", "size", "portrait")}
+        found = in_original(batch, jax.device_get(self._detect(seen)), 0)
+        shown = found.scores >= self._least
+        masks = tuple(
+            paste(mask, box, image.height, image.width)
+            for mask, box in zip(found.masks[shown], found.boxes[shown], strict=True)
+        )
+        return Detected(image, found.boxes[shown], found.scores[shown], found.labels[shown], masks)
