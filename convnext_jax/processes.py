@@ -215,18 +215,6 @@ def texts_from(speakers: Collection[int], text: str) -> list[str]:
     return [_client().blocking_key_value_get(f"{place}/{s}", _COMPILING_MS) for s in speakers]
 
 
-def bytes_from_all(data: bytes) -> list[bytes]:
-    """What each process gave, in their order, on all processes; may be many megabytes."""
-    if jax.process_count() == 1:
-        return [data]
-    # Through the devices: the service that carries texts is made for short ones.
-    lengths = multihost_utils.process_allgather(np.array([len(data)], np.int32)).ravel()
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(data)] = np.frombuffer(data, np.uint8)
-    rows = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
-    return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
-
-
 def compile_together(function: Any, *arguments: Any) -> Callable[..., Any]:
     """Compiles a jitted function for some arguments and waits until all processes have.
 

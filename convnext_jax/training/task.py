@@ -46,9 +46,9 @@ class Evaluation:
         None: nothing is known.
       found: (params, batch_stats, batch) -> arrays [N, ...] by name, what is found in each example,
         where results are no function of sums; None: nothing else is wanted.
-      record: (rows as they were read, what was found in them) -> a text for each example whose
-        `mask` is 1, NumPy arrays of one process's rows. `results` is given all of them, of all
-        processes, as `records`.
+      record: (rows as they were read, what was found in them), NumPy arrays of one process's rows
+        -> a list of what JSON can hold, for each example whose `mask` is 1. `results` is given all
+        of them, of all processes, as `records`.
       order: (the data, examples of a batch) -> which example is in each row of the batches, one
         after another, and -1 for filling up; None: the data's own order.
     """
@@ -59,7 +59,7 @@ class Evaluation:
     metric: Metric
     key: Hashable = None
     found: Callable[[Any, Any, Batch], dict[str, jax.Array]] | None = None
-    record: Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], list[str]] | None = None
+    record: Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], list[Any]] | None = None
     order: Callable[[Any, int], Sequence[int]] | None = None
 
 

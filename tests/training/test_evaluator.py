@@ -207,7 +207,7 @@ def test_what_is_found_in_each_example_is_recorded_once_in_any_order():
     for _ in range(2):
         results = tested({"a": (scale, {}), "b": (2 * scale, {})})
         expected = [index % 7 for index in order if index >= 0]
-        assert results["a"]["records"] == tuple(f"{n}:{2 * n}" for n in expected)
-        assert results["b"]["records"] == tuple(f"{n}:{4 * n}" for n in expected)
+        assert results["a"]["records"] == [f"{n}:{2 * n}" for n in expected]
+        assert results["b"]["records"] == [f"{n}:{4 * n}" for n in expected]
         assert results["a"]["num_examples"] == 21
     tested.close()
