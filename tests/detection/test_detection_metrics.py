@@ -282,7 +282,7 @@ def test_what_does_not_fit_is_refused():
         ({"score": float("nan")}, "image 1 has the score nan"),
         (
             {"segmentation": small},
-            "a mask of 299 x 300 pixels must have the size of its image, 300 x 300",
+            r"its RLE is of size \[299, 300\], and must be of its image's, \[300, 300\]",
         ),
     ):
         with pytest.raises(InputError, match=sentence):
