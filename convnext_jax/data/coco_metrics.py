@@ -6,6 +6,7 @@ take minutes for COCO's size and print. Results are equal to those of its `COCOe
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -132,7 +133,7 @@ def _grouped(
             raise InputError(f"a {what} has the `image_id` {image}, which is no image's")
         if category not in names:
             raise InputError(f"a {what} has the `category_id` {category}, which is no category's")
-        if "score" in row and not np.isfinite(row["score"]):
+        if "score" in row and not math.isfinite(row["score"]):
             raise InputError(f"a {what} of image {image} has the score {row['score']}")
         groups[category].setdefault(image, []).append(row)
     return groups
