@@ -6,16 +6,15 @@ take minutes for COCO's size and print. Results are equal to those of its `COCOe
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
 
-from convnext_jax.errors import InputError
+from convnext_jax.data.coco_tools import Rle, to_rle
+from convnext_jax.errors import InputError, needed_for
 
-# Its annotations know fewer types than it takes.
-_mask: Any = pycocotools.mask
 # What is matched: boxes, or masks; and where rows have them.
 KINDS = ("box", "mask")
 _SHAPES = {"box": "bbox", "mask": "segmentation"}
@@ -105,21 +104,6 @@ def average_precisions(
     return results
 
 
-def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """An annotation's mask in COCO's compressed form, of whichever form it has.
-
-    Args:
-      segmentation: polygons, or run lengths, compressed or not.
-      height: of the image, pixels.
-      width: likewise.
-    """
-    if isinstance(segmentation, list):
-        return _mask.merge(_mask.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return _mask.frPyObjects(segmentation, height, width)
-    return segmentation
-
-
 def _names(categories: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
     """Names of classes by their ids, ascending, made unique by their ids where they are not."""
     often = collections.Counter(category["name"] for category in categories)
@@ -149,7 +133,7 @@ def _grouped(
             raise InputError(f"a {what} has the `image_id` {image}, which is no image's")
         if category not in names:
             raise InputError(f"a {what} has the `category_id` {category}, which is no category's")
-        if "score" in row and not np.isfinite(row["score"]):
+        if "score" in row and not math.isfinite(row["score"]):
             raise InputError(f"a {what} of image {image} has the score {row['score']}")
         groups[category].setdefault(image, []).append(row)
     return groups
@@ -163,6 +147,7 @@ def _matched(
 ) -> _Image:
     from convnext_jax.data import coco_matching  # Numba takes a while to import.
 
+    tools: Any = _tools()
     scores = np.array([row["score"] for row in found], np.float64)
     order = np.argsort(-scores, kind="stable")[:_MOST]
     found = [found[i] for i in order]
@@ -173,16 +158,8 @@ def _matched(
         )
         areas = shapes[:, 2] * shapes[:, 3]
     else:
-        shapes, true_shapes = (
-            [run_lengths(row["segmentation"], *size) for row in rows] for rows in (found, objects)
-        )
-        for shape in (*shapes, *true_shapes):
-            if tuple(shape["size"]) != size:
-                raise InputError(
-                    f"a mask of {shape['size'][0]} x {shape['size'][1]} pixels must have the size"
-                    f" of its image, {size[0]} x {size[1]}"
-                )
-        areas = np.array(_mask.area(shapes) if shapes else [], np.float64)
+        shapes, true_shapes = ([_rle(row, size) for row in rows] for rows in (found, objects))
+        areas = np.array(tools.area(shapes) if shapes else [], np.float64)
     crowd = np.array([bool(row.get("iscrowd", 0)) for row in objects], bool)
     true_areas = np.array([row["area"] for row in objects], np.float64)
     outside, ignored = (
@@ -191,13 +168,28 @@ def _matched(
     )
     ignored |= crowd[None]
     if len(objects) and len(found):
-        overlaps = np.ascontiguousarray(_mask.iou(shapes, true_shapes, crowd.astype(np.uint8)))
+        overlaps = np.ascontiguousarray(tools.iou(shapes, true_shapes, crowd.astype(np.uint8)))
         matched, of_ignored = coco_matching.match(overlaps, _THRESHOLDS, crowd, ignored)
     else:
         matched = of_ignored = np.zeros((len(_AREAS), len(_THRESHOLDS), len(found)), bool)
     # Neither right nor wrong is also what matches nothing and is of another size.
     of_ignored = of_ignored | (~matched & outside[:, None])
     return _Image(scores[order], matched, of_ignored, (~ignored).sum(1))
+
+
+def _tools() -> Any:
+    with needed_for("COCO's average precision", "predict"):
+        from pycocotools import mask
+    return mask
+
+
+def _rle(row: Mapping[str, Any], size: tuple[int, int]) -> Rle:
+    try:
+        return to_rle(row["segmentation"], *size)
+    except InputError as error:
+        raise InputError(
+            f"a mask in the image {row['image_id']} cannot be used: {error}"
+        ) from error
 
 
 def _precision(images: Sequence[_Image]) -> np.ndarray:

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from convnext_jax.checkpointing.steps import write_at_once
+from convnext_jax.data.coco_tools import bitmap
+from convnext_jax.data.instances import Objects, ObjectSource
 from convnext_jax.detection.drawing import draw, palette, side_by_side
 from convnext_jax.detection.outputs import name_of, picture
+from convnext_jax.detection.pasting import Pasted
 from convnext_jax.detection.predictor import Detected, Predictor
 from convnext_jax.errors import InputError
 from convnext_jax.models.spec import ModelDescription
@@ -22,7 +26,7 @@ def draw_page(
     model: ModelDescription,
     params: Any,
     batch_stats: Any,
-    source: Any,
+    source: ObjectSource,
     **options: Any,
 ) -> None:
     """Draws some examples of a dataset, spread evenly over it; those that can be read.
@@ -32,8 +36,7 @@ def draw_page(
       model: described with its preprocessing.
       params: its parameters.
       batch_stats: its statistics.
-      source: images in RGB and their objects, with `boxes`, float [n, 4] in pixels, and
-        `labels`, int [n].
+      source: images and their objects.
       **options: of `Predictor`.
 
     Raises:
@@ -49,12 +52,22 @@ def draw_page(
     predictor = Predictor(model, params, batch_stats, **options)
     rows = []
     found = predictor.predictions(image for image, _ in examples)
-    for seen, (_, truth) in zip(found, examples, strict=True):
+    for seen, (image, truth) in zip(found, examples, strict=True):
         if isinstance(seen, Detected):
-            named = [name_of(int(label), names) for label in truth.labels]
-            there = draw(seen.image, truth.boxes, named, colours[truth.labels])
+            there = _true_picture(image, truth, names, colours)
             rows.append((there, picture(seen, names, colours)))
     if rows:
         file = io.BytesIO()
         side_by_side(rows).save(file, "PNG")
         write_at_once(path, file.getvalue())
+
+
+def _true_picture(
+    image: Image.Image, truth: Objects, class_names: tuple[str, ...] | None, colours: np.ndarray
+) -> Image.Image:
+    names = [
+        name_of(int(label), class_names) + (" (crowd)" if crowd else "")
+        for label, crowd in zip(truth.labels, truth.is_crowd, strict=True)
+    ]
+    masks = [Pasted(0, 0, bitmap(rle)) for rle in truth.masks]
+    return draw(image, truth.boxes, names, colours[truth.labels], masks=masks)

@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from convnext_jax.data.decode import decode, upright
+from convnext_jax.data.instances import Objects
 from convnext_jax.data.normalize import normalize
-from convnext_jax.detection.canvas import Canvas
 from convnext_jax.detection.pasting import Pasted, paste
 from convnext_jax.detection.records import in_original
+from convnext_jax.detection.transforms import EvalCanvas
 from convnext_jax.errors import InputError
 from convnext_jax.models.backbone import inside
 from convnext_jax.models.spec import ModelDescription
@@ -22,6 +23,19 @@ from convnext_jax.processes import usable_cores
 
 # What a detection must be sure of to be shown.
 LEAST_SCORE = 0.3
+# Of an image of no dataset.
+_NONE = np.zeros(0)
+_UNKNOWN = Objects(
+    bbox=_NONE.reshape(0, 4),
+    labels=_NONE.astype(np.int32),
+    is_crowd=_NONE.astype(bool),
+    area=_NONE,
+    masks=(),
+    height=0,
+    width=0,
+    image_id=0,
+    index=0,
+)
 
 
 class Detected(NamedTuple):
@@ -74,7 +88,7 @@ class Predictor:
         params: Any,
         batch_stats: Any = None,
         *,
-        canvas: Canvas | None = None,
+        canvas: EvalCanvas | None = None,
         least_score: float = LEAST_SCORE,
         apply: Callable[..., tuple[Any, Any]] | None = None,
     ) -> None:
@@ -84,7 +98,7 @@ class Predictor:
             raise InputError(f"`in_channels` (={channels}) must be 3: images are RGB")
         if not 0 <= least_score <= 1:
             raise InputError(f"`least_score` (={least_score}) must lie in 0..1")
-        self._canvas = Canvas() if canvas is None else canvas
+        self._canvas = EvalCanvas() if canvas is None else canvas
         self._least = least_score
         self._exif = description.preprocessing.exif
         feeding = description.preprocessing
@@ -127,7 +141,7 @@ class Predictor:
                 picture = (upright(image) if self._exif else image).convert("RGB")
             else:
                 picture = decode(image, image, self._exif)
-            return picture, self._canvas.row(picture)
+            return picture, self._canvas((picture, _UNKNOWN))
         except InputError as error:
             return Failure(str(error))
 

@@ -2,21 +2,24 @@
 
 from typing import NamedTuple
 
-import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from convnext_jax.detection.canvas import Canvas
+from convnext_jax.data.coco_tools import encode
+from convnext_jax.data.instances import Objects
+from convnext_jax.detection import drawing
+from convnext_jax.detection.drawing import palette
 from convnext_jax.detection.page import draw_page
 from convnext_jax.detection.predictor import Detected, Failure, Predictor
+from convnext_jax.detection.transforms import EvalCanvas
 from convnext_jax.errors import InputError
 from convnext_jax.models.spec import ModelDescription, ModelSpec
 from convnext_jax.models.variants import Preprocessing
 
 DESCRIPTION = ModelDescription(ModelSpec("convnext_atto", 4), Preprocessing())
-CANVAS = Canvas(short=96, long=160, side=90, longest=150)
+CANVAS = EvalCanvas(canvas=(96, 160), shorter=90, longer=150)
 
 
 class Detections(NamedTuple):
@@ -90,7 +93,7 @@ def test_objects_are_found_where_they_are_in_the_file(tmp_path):
         assert seen.image.size == size
         assert seen.labels.tolist() == [1, 2]
         np.testing.assert_array_equal(seen.scores, np.float32([0.9, 0.31]))
-        scale = np.divide(size, CANVAS.size(*size[::-1])[::-1])
+        scale = np.divide(size, CANVAS.sizes(np.array([size[::-1]]))[0, ::-1])
         # An edge is found to a pixel of the resized image.
         assert np.abs(seen.boxes - box).max() <= 1.01 * scale.max()
         bitmap = np.zeros(size[::-1], bool)
@@ -117,51 +120,49 @@ def test_what_is_shown_can_be_chosen_and_bad_images_are_named(tmp_path):
         predictor(least_score=30)
 
 
-@pytest.mark.parametrize("size", [(640, 480), (480, 640), (500, 500), (1, 1000), (1500, 200)])
-def test_images_are_resized_as_the_reference_does(size):
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    canvas = Canvas(short=224, long=384, side=200, longest=333)
-    row = canvas.row(Image.fromarray(pixels))
-    # mmcv's imrescale, in its words.
-    factor = min(333 / max(size), 200 / min(size))
-    width, height = (max(int(side * float(factor) + 0.5), 1) for side in size)
-    expected = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
-    assert row["size"].tolist() == [height, width]
-    assert row["original"].tolist() == [size[1], size[0]]
-    assert row["portrait"] == (size[1] > size[0])
-    upright = row["image"].swapaxes(0, 1) if row["portrait"] else row["image"]
-    np.testing.assert_array_equal(upright[:height, :width], expected)
-    assert not upright[height:].any() and not upright[:, width:].any()
+class Source:
+    """Three of the cases; the second cannot be read."""
 
+    name = split = "cases"
+    class_names = ("a", "b", "c", "d")
+    category_ids = (1, 2, 3, 4)
+    num_classes, num_files, notes = 4, 0, ()
+    sizes = counts = np.zeros((3, 2), np.int32)
 
-def test_a_canvas_holds_every_image():
-    rng = np.random.default_rng(0)
-    canvas = Canvas()
-    for width, height in np.exp(rng.uniform(0, 9, (2000, 2))).astype(int) + 1:
-        high, wide = canvas.size(int(height), int(width))
-        assert 1 <= min(high, wide) <= 800 and max(high, wide) <= 1333
-    with pytest.raises(InputError, match="`longest` \\(=200\\) must lie in 1..160"):
-        Canvas(short=96, long=160, side=90, longest=200)
+    def __len__(self):
+        return 3
+
+    def objects(self, index):
+        size, (x1, y1, x2, y2) = list(CASES.items())[index]
+        pixels = np.zeros(size[::-1], np.uint8)
+        pixels[y1:y2, x1:x2] = 1
+        return Objects(
+            bbox=np.array([[x1, y1, x2 - x1, y2 - y1]], np.float64),
+            labels=np.array([2], np.int32),
+            is_crowd=np.array([index == 2]),
+            area=np.array([1.0]),
+            masks=(encode(pixels),),
+            height=size[1],
+            width=size[0],
+            image_id=index,
+            index=index,
+        )
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise InputError("it cannot be read")
+        return photograph(*list(CASES.items())[index]), self.objects(index)
 
 
 def test_a_page_shows_truth_beside_findings(tmp_path):
-    class Truth(NamedTuple):
-        boxes: np.ndarray
-        labels: np.ndarray
-
-    def example(size, box):
-        return photograph(size, box), Truth(np.float32([box]), np.int32([1]))
-
-    class Source:
-        def __len__(self):
-            return 3
-
-        def __getitem__(self, index):
-            if index == 1:
-                raise InputError("it cannot be read")
-            return example(*list(CASES.items())[index])
-
     options = {"canvas": CANVAS, "apply": find_white}
     draw_page(tmp_path / "page.png", DESCRIPTION, {"white": 1.2}, {}, Source(), **options)
     assert [path.name for path in tmp_path.iterdir()] == ["page.png"]
-    assert Image.open(tmp_path / "page.png").size == (2 * 480 + 18, 360 + 480 + 18)
+    page = Image.open(tmp_path / "page.png")
+    assert page.size == (2 * 480 + 18, 360 + 480 + 18)
+    # The middle of the first object, in the first of the columns: white under its class's colour.
+    x1, y1, x2, y2 = next(iter(CASES.values()))
+    at = (6 + round((x1 + x2) / 2 * 480 / 400), 6 + round((y1 + y2) / 2 * 480 / 400))
+    mixed = 255 + drawing._SHARE * (palette(4)[2].astype(float) - 255)
+    # Colours are rounded, and pictures resized.
+    assert np.abs(np.array(page.getpixel(at)) - mixed).max() <= 2
