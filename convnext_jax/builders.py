@@ -52,9 +52,8 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
     mesh = sharding.create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.slices)
     accumulation(config.data, mesh.size)  # fails before the data is opened
     wing = wing_of(config.model.name)
-    source, held_out = (
-        wing.open(config, split) for split in (config.data.train_split, config.data.eval_split)
-    )
+    source = wing.open(config, config.data.train_split, training=True)
+    held_out = wing.open(config, config.data.eval_split)
     check_same_classes(source, held_out)
     require_one_label(source)
     require_same_everywhere(config, [source, held_out])

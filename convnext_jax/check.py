@@ -58,7 +58,10 @@ def check(config: Config) -> dict[str, Any]:
     """
     data = config.data
     wing = wing_of(config.model.name)
-    sources = [wing.open(config, s, look=False) for s in (data.train_split, data.eval_split)]
+    sources = [
+        wing.open(config, split, training=training, look=False)
+        for split, training in ((data.train_split, True), (data.eval_split, False))
+    ]
     for source in sources:
         require_one_label(source)
     problems, remarks = list[str](), list[str]()

@@ -45,8 +45,8 @@ class DataConfig:
     dir: str | None = None  # TFDS's data directory; None: TFDS's own default
     train_split: str = "train"  # as TFDS writes it: `train[:90%]` is a part
     eval_split: str = "validation"  # likewise
-    annotations: str | None = None  # of `coco_style`: COCO's JSON of the training images
-    eval_annotations: str | None = None  # likewise, of the others
+    annotations: str | None = None  # of a folder to detect in: COCO's JSON on training's images
+    eval_annotations: str | None = None  # and on evaluation's
     global_batch: int = 4096  # examples of one optimiser step, over all devices
     per_device_batch: int | None = None  # at most so many at once; the step accumulates the rest
     eval_batch: int | None = None  # over all devices; None: as many as the step takes at once

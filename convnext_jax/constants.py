@@ -10,7 +10,7 @@ ADE20K_CLASSES = 150
 COCO_CLASSES = 80
 
 # Which of an evaluation's results decides, by task.
-DECISIVE = {"classification": "top1", "segmentation": "miou"}
+DECISIVE = {"classification": "top1", "segmentation": "miou", "detection": "box_ap"}
 
 # What a run leaves to look at, in its workdir.
 EXAMPLES_FILE = "examples.png"

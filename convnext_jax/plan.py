@@ -42,6 +42,7 @@ DATASETS = {
     "imagenet2012": (1000, {"train": 1_281_167, "validation": 50_000}),
     "imagenet22k": (21_841, {"train": 14_197_122}),
     "ade20k": (150, {"train": 20_210, "validation": 2_000}),
+    "coco2017": (80, {"train": 117_266, "validation": 5_000}),
 }
 # Their bytes as prepared, which are those of the images, and their files.
 PREPARED = {"imagenet2012": (144 * 10**9, 1024), "imagenet22k": (1310 * 10**9, 2048)}
@@ -84,7 +85,7 @@ def dataset_size(config: Config) -> tuple[int, int]:
     """
     data = config.data
     try:
-        source = wing_of(config.model.name).open(config, data.train_split)
+        source = wing_of(config.model.name).open(config, data.train_split, training=True)
     except InputError:
         if base_name(data.name) not in DATASETS:
             raise

@@ -6,13 +6,18 @@ from typing import Any
 
 from convnext_jax.classification import task as of_images
 from convnext_jax.config import Config
+from convnext_jax.data.instances import crowded_notes
 from convnext_jax.data.masks import open_masks
+from convnext_jax.data.objects import open_objects
 from convnext_jax.data.sources import open_source
+from convnext_jax.detection import task as of_objects
+from convnext_jax.detection.metrics import words as words_of_objects
+from convnext_jax.detection.page import draw_page as draw_objects
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelDescription
 from convnext_jax.segmentation import several_sizes
 from convnext_jax.segmentation import task as of_masks
-from convnext_jax.segmentation.page import draw_page
+from convnext_jax.segmentation.page import draw_page as draw_masks
 from convnext_jax.training.task import Evaluation, Metric, Task
 
 # What labels of a dataset of images may be, and what they are mostly.
@@ -26,8 +31,9 @@ class Wing:
     Attributes:
       task: (config, number of classes, examples of a micro-batch, class names, how images were fed
         to the initial weights) -> what is trained.
-      open: (config, split, look=...) -> its examples by index, with `class_names`; `look`: count
-        what masks of the training split hold, for its notes.
+      open: (config, split, training=..., look=...) -> its examples by index, with `class_names`.
+        `training`: those that are trained on, where not all are; `look`: count what their masks
+        hold, for notes.
       evaluation: (model, data) -> how that model is evaluated on those examples.
       metric: which of its results decides.
       parts: (model, data, skip=..., further options) -> parts of the data and how each is
@@ -53,12 +59,12 @@ class Wing:
     page: Callable[..., None] | None = None
 
 
-def _open_images(config: Config, split: str, *, look: bool = True) -> Any:
-    del look  # there is nothing to count
+def _open_images(config: Config, split: str, *, training: bool = False, look: bool = True) -> Any:
+    del training, look  # all images are trained on, and there is nothing to count
     return open_source(config.data.name, split, config.data.dir, exif=config.data.exif)
 
 
-def _open_masks(config: Config, split: str, *, look: bool = True) -> Any:
+def _open_masks(config: Config, split: str, *, training: bool = False, look: bool = True) -> Any:
     return open_masks(
         config.data.name,
         split,
@@ -66,8 +72,24 @@ def _open_masks(config: Config, split: str, *, look: bool = True) -> Any:
         exif=config.data.exif,
         first_label=config.segmentation.first_label,
         ignored=config.segmentation.ignored,
-        histogram=look and split == config.data.train_split,
+        histogram=training and look,
     )
+
+
+def _open_objects(config: Config, split: str, *, training: bool = False, look: bool = True) -> Any:
+    del look  # objects are counted when they are prepared
+    data = config.data
+    source = open_objects(
+        data.name,
+        split,
+        data.dir,
+        training=training,
+        annotations=data.annotations if training else data.eval_annotations,
+        exif=data.exif,
+    )
+    if training:
+        source.notes += crowded_notes(source, config.detection.max_objects)
+    return source
 
 
 def _parts_of_images(
@@ -97,6 +119,13 @@ def _parts_of_masks(
     return [(data, evaluation)]
 
 
+def _parts_of_objects(
+    model: ModelDescription, data: Any, *, skip: bool, **options: bool
+) -> list[tuple[Any, Evaluation]]:
+    del skip  # the evaluator does
+    return [(data, of_objects.evaluation(model, data, **options))]
+
+
 WINGS = {
     "classification": Wing(
         task=of_images.classification,
@@ -117,7 +146,17 @@ WINGS = {
         options=frozenset({"multi_scale", "per_class"}),
         words="mean IoU {miou:.2%}, mean accuracy {macc:.2%}, of all pixels {aacc:.2%}".format_map,
         values=frozenset({"first_label", "ignored"}),
-        page=draw_page,
+        page=draw_masks,
+    ),
+    "detection": Wing(
+        task=of_objects.detection,
+        open=_open_objects,
+        evaluation=of_objects.evaluation,
+        metric=of_objects.METRIC,
+        parts=_parts_of_objects,
+        options=frozenset({"per_class", "output"}),
+        words=words_of_objects,
+        page=draw_objects,
     ),
 }
 

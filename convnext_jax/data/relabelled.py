@@ -1,5 +1,6 @@
 """A dataset whose labels are those of a model, which has its classes in another order, or more."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +79,45 @@ class RelabelledMasks(Relabelled):
         return self._source.largest
 
 
+class RelabelledObjects(Relabelled):
+    """The same of a dataset of objects, as `objects.open_objects` gives it.
+
+    Attributes: those of `instances.ObjectSource`, too.
+    """
+
+    def __init__(self, source: Any, places: Sequence[int]):
+        """Takes what `Relabelled` does."""
+        super().__init__(source, places)
+        ids = dict(zip(places, source.category_ids, strict=True))
+        self.category_ids = tuple(ids[label] for label in sorted(ids))
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        """Reads and decodes one image, as the dataset does; with its objects' new labels."""
+        image, objects = self._source[index]
+        return image, self._relabelled(objects)
+
+    def objects(self, index: int) -> Any:
+        """The objects of an image, which is not decoded."""
+        return self._relabelled(self._source.objects(index))
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Height and width of each image, int32 [N, 2]."""
+        return self._source.sizes
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Of each image its objects, and its crowds: int32 [N, 2]."""
+        return self._source.counts
+
+    def _relabelled(self, objects: Any) -> Any:
+        labels = np.array(self._places, np.int32)[objects.labels]
+        return dataclasses.replace(objects, labels=labels)
+
+
 def relabelled(source: Any, places: Sequence[int]) -> Any:
-    """A dataset of labelled images, or of masks, with other labels; see the two classes above."""
-    kind = RelabelledMasks if hasattr(source, "largest") else Relabelled
-    return kind(source, places)
+    """A dataset with other labels, of images, masks or objects; see the three classes above."""
+    for attribute, kind in (("largest", RelabelledMasks), ("objects", RelabelledObjects)):
+        if hasattr(source, attribute):
+            return kind(source, places)
+    return Relabelled(source, places)

@@ -34,12 +34,13 @@ class Preprocessing:
       crop_mode: `center`: the shorter side is resized to `input_size / crop_fraction` pixels and
         the centre cut out; `squash`: both sides are, without keeping the aspect ratio; `window`:
         the shorter side is, and windows over all of the image are cut out (see
-        `segmentation.views`); `fit`: all of the image is, to lie within `input_size` by 5/3 of that
-        pixels, whichever side is the longer.
+        `segmentation.views`); `fit`: the shorter side is resized to `input_size`, or less so that
+        the longer one has no more than `longest_side`, and nothing is cut off.
       interpolation: how images are resized.
       mean: per RGB channel, subtracted from pixels in [0, 1].
       std: per RGB channel, pixels are divided by it afterwards.
       exif: images are turned as their EXIF orientation says before anything else.
+      longest_side: see `fit`; None for the others.
     """
 
     input_size: int = 224
@@ -49,6 +50,7 @@ class Preprocessing:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     exif: bool = False
+    longest_side: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,6 +226,7 @@ def _detector(architecture: str, backbone: Variant) -> Variant:
         num_classes=COCO_CLASSES,
         layer_scale_init=1.0 if scaled else None,
         input_size=800,
+        longest_side=1333,
         crop_fraction=1.0,
         crop_mode="fit",
         interpolation="bilinear",
