@@ -85,8 +85,7 @@ class CocoFolder:
 
         Raises:
           IndexError: there is no such index.
-          InputError: the image cannot be decoded or is of another size than the file says, or a
-            mask cannot be drawn.
+          InputError: the image cannot be decoded, or is of another size than the file says.
         """
         objects = self.objects(index)
         path = self.path_of(index)
@@ -98,15 +97,7 @@ class CocoFolder:
         """The objects of an image, which is not read."""
         check_index(index, len(self))
         height, width = self.sizes[index].tolist()
-        try:
-            return drawn(
-                json.loads(self._texts[index]), height, width, int(self._ids[index]), index
-            )
-        except InputError as error:
-            raise InputError(
-                f"image {self._ids[index]} ({self._files[index]}) in {self._annotations_file}:"
-                f" {error}"
-            ) from error
+        return drawn(json.loads(self._texts[index]), height, width, int(self._ids[index]), index)
 
     def path_of(self, index: int) -> str:
         """The file of an image, by its index."""

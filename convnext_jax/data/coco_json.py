@@ -107,14 +107,11 @@ def drawn(
     """The objects of annotations, with their masks drawn.
 
     Args:
-      annotations: of an image.
+      annotations: of an image, as `read_coco` has checked them.
       height: of the image, pixels.
       width: likewise.
       image_id: its number.
       index: its place in its source.
-
-    Raises:
-      InputError: a segmentation cannot be drawn.
     """
     boxes, labels, crowds, areas, segmentations = (
         zip(*annotations, strict=True) if annotations else [()] * 5

@@ -24,7 +24,7 @@ from convnext_jax.data.instances import (
     check_size,
 )
 from convnext_jax.data.object_metadata import object_notes, stored_objects
-from convnext_jax.data.prepared import base_name, require_prepared
+from convnext_jax.data.prepared import base_name, check_known, require_prepared
 from convnext_jax.data.records import Records
 from convnext_jax.data.sources import folder_root
 from convnext_jax.errors import InputError
@@ -215,13 +215,14 @@ def open_objects(
     else:
         kinds = {coco.NAME: CocoRecords, scenes.NAME: SceneRecords}
         kind = kinds.get(base_name(name))
-        if kind is SceneRecords:
-            scenes.ensure_prepared(data_dir)
-        builder = require_prepared(name, data_dir)
         if kind is None:
+            check_known(name)
             raise InputError(
                 f"dataset `{name}` must be one of {', '.join(sorted((*kinds, folder.NAME)))}, which"
                 f" have boxes and masks of objects"
             )
+        if kind is SceneRecords:
+            scenes.ensure_prepared(data_dir)
+        builder = require_prepared(name, data_dir)
         source = kind(os.fspath(builder.data_dir), name, split, exif)
     return ForTraining(source, keep_empty=keep_empty) if training else source
