@@ -1,14 +1,65 @@
 """RoIAlign (Mask R-CNN, section 3): features, or bitmaps, of boxes on a grid of fixed size.
 
-Bins are means of bilinear samples, which are separable: a box's features are W_y F W_x^T, where
-W_y and W_x hold how much of each row and column of the map F a bin's samples see.
+Bilinear samples are separable, so the means that bins are made of are products of matrices,
+W_y F W_x^T: exact, and so is the gradient, by the transposed product. F is what a box covers of its
+map. That is cut into tiles of fixed size, of which most boxes have one to four and an image-wide
+one has many; a loop goes over as many tiles as there are. (The whole map in place of F would be
+168 M multiplications a box.)
 """
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from convnext_jax.errors import InputError
+from convnext_jax.ops import roi_bins
+
+_TILE, _TILES = 16, 8  # rows and columns of cells; how many at a time, of each image
+_MASK_TILE, _MASK_TILES = 128, 4  # the same of bitmaps, whose columns are whole bytes
+_BYTE = 8
+
+
+class _Static(NamedTuple):
+    """What is known before a program runs."""
+
+    shapes: tuple[tuple[int, ...], ...]  # of the maps
+    dtype: jnp.dtype
+    strides: tuple[int, ...]
+    out: int
+
+
+class _Grid(NamedTuple):
+    """A map, and the tiles and bins to cut it into."""
+
+    height: int
+    width: int
+    tile_rows: int
+    tile_columns: int
+    out: int
+
+
+class _Tiles(NamedTuple):
+    """The tiles of all boxes [N, R], one box behind the other."""
+
+    rows: roi_bins.Bins
+    columns: roi_bins.Bins
+    across: Array  # int32: tiles side by side
+    count: Array  # int32: tiles of a box
+    ends: Array  # int32: tiles up to and with a box's
+
+
+class _Part(NamedTuple):
+    """A few tiles of one image."""
+
+    box: Array  # int32 [B]
+    row: Array  # int32 [B], the upper left corner
+    column: Array
+    row_weights: Array  # float32 [B, out, rows]
+    column_weights: Array  # float32 [B, out, columns]
 
 
 def roi_align(
@@ -21,9 +72,8 @@ def roi_align(
 ) -> Array:
     """The features of boxes, each from its own level.
 
-    As mmcv's and torchvision's with `aligned=True` and `sampling_ratio=0`: a bin of b x b cells is
-    the mean of ceil(b) x ceil(b) samples; a sample more than one cell beyond the border counts as
-    0, one less far takes the border's value.
+    As mmcv's and torchvision's with `aligned=True` and `sampling_ratio=0`: `ops/roi_bins.py` has
+    the rules.
 
     Args:
       maps: [N, H_l, W_l, C] floating point, of each level.
@@ -36,26 +86,24 @@ def roi_align(
 
     Returns:
       [N, R, out, out, C], dtype of the maps; computed in float32.
+
+    Raises:
+      InputError: if there are not as many sizes, or strides, as maps, or the axes do not fit.
     """
-    boxes = lax.stop_gradient(boxes)
-
-    def one(features: list[Array], borders: list[Array], box: Array, level: Array) -> Array:
-        total = jnp.zeros((out, out, maps[0].shape[-1]), jnp.float32)
-        for index, (x, size, stride) in enumerate(zip(features, borders, strides, strict=True)):
-            scaled = box / stride - 0.5
-            rows = _weights(scaled[1], scaled[3], size[0], x.shape[0], out)
-            columns = _weights(scaled[0], scaled[2], size[1], x.shape[1], out)
-            rows = jnp.where(level == index, rows, 0)
-            x = x.astype(jnp.float32)
-            half = jnp.einsum("py,yxc->pxc", rows, x, precision="highest")
-            total += jnp.einsum("qx,pxc->pqc", columns, half, precision="highest")
-        return total.astype(maps[0].dtype)
-
-    def of_image(arguments: tuple) -> Array:
-        features, borders, image_boxes, image_levels = arguments
-        return lax.map(lambda x: one(features, borders, *x), (image_boxes, image_levels))
-
-    return lax.map(of_image, (list(maps), list(sizes), boxes, levels))
+    counts = len(maps), len(sizes), len(strides)
+    if len(set(counts)) != 1:
+        raise InputError(
+            f"`maps` (={counts[0]}), `sizes` (={counts[1]}) and `strides` (={counts[2]}) must be"
+            " as many"
+        )
+    if boxes.ndim != 3 or boxes.shape[-1] != 4 or levels.shape != boxes.shape[:2]:
+        raise InputError(
+            f"`boxes` (shape {boxes.shape}) must be [N, R, 4] and `levels` (shape {levels.shape})"
+            " [N, R]"
+        )
+    shapes = tuple(x.shape for x in maps)
+    static = _Static(shapes, maps[0].dtype, tuple(strides), out)
+    return _roi_align(static, tuple(maps), tuple(sizes), lax.stop_gradient(boxes), levels)
 
 
 def box_levels(boxes: Array, levels: int = 4, finest: float = 56.0) -> Array:
@@ -77,54 +125,166 @@ def box_levels(boxes: Array, levels: int = 4, finest: float = 56.0) -> Array:
 
 
 def mask_targets(masks: Array, boxes: Array, objects: Array, out: int = 28) -> Array:
-    """What the mask of an object is within boxes: RoIAlign of its bitmap, 0.5 or more.
+    """What the masks of objects are within boxes: RoIAlign of the bitmaps, 0.5 or more.
 
     Args:
       masks: uint8 [N, G, S, L // 8], bitmaps of objects, bits packed along the last axis as by
         `numpy.packbits`.
-      boxes: float32 [N, R, 4] in pixels of the bitmaps.
+      boxes: float32 [N, R, 4]: x1, y1, x2, y2 in pixels of the bitmaps, x along columns.
       objects: int32 [N, R]: which of the G; negative for none, whose targets are False.
       out: rows and columns of a target.
 
     Returns:
       bool [N, R, out, out].
     """
-    short, long = masks.shape[2], masks.shape[3] * 8
+    height, width = masks.shape[2], masks.shape[3] * _BYTE
+    grid = _Grid(height, width, min(_MASK_TILE, height), min(_MASK_TILE, width), out)
+    size = jnp.broadcast_to(jnp.asarray((height, width), jnp.int32), (masks.shape[0], 2))
+    tiles = _tiles(lax.stop_gradient(boxes), size, objects >= 0, grid, multiple=_BYTE)
 
-    def one(image_masks: Array, box: Array, index: Array) -> Array:
-        bitmap = jnp.unpackbits(image_masks[index], axis=-1).astype(jnp.float32)
-        box = box - 0.5
-        rows = _weights(box[1], box[3], jnp.int32(short), short, out)
-        columns = _weights(box[0], box[2], jnp.int32(long), long, out)
-        half = jnp.einsum("py,yx->px", rows, bitmap, precision="highest")
-        mean = jnp.einsum("px,qx->pq", half, columns, precision="highest")
-        return (mean >= 0.5) & (index >= 0)
+    def of_image(masks: Array, objects: Array, tiles: _Tiles, means: Array, step: Array) -> Array:
+        part = _part(tiles, step, _MASK_TILES, grid)
+        places = jnp.stack([objects[part.box], part.row, part.column // _BYTE], 1)
+        packed = _cut(masks, places, (1, grid.tile_rows, grid.tile_columns // _BYTE))[:, 0]
+        bits = jnp.unpackbits(packed, axis=-1).astype(jnp.float32)
+        half = _product("bpy,byx->bpx", part.row_weights, bits)
+        return means.at[part.box].add(_product("bqx,bpx->bpq", part.column_weights, half))
 
-    def of_image(arguments: tuple) -> Array:
-        image_masks, image_boxes, image_objects = arguments
-        return lax.map(lambda x: one(image_masks, *x), (image_boxes, image_objects))
+    def add(step: Array, means: Array) -> Array:
+        return jax.vmap(of_image, (0, 0, 0, 0, None))(masks, objects, tiles, means, step)
 
-    return lax.map(of_image, (masks, boxes, objects))
+    means = jnp.zeros((*objects.shape, out, out), jnp.float32)
+    return lax.fori_loop(0, _steps(tiles, _MASK_TILES), add, means) >= 0.5
 
 
-def _weights(start: Array, end: Array, size: Array, cells: int, out: int) -> Array:
-    """How much of each cell of an axis the bins of a box see: float32 [out, cells]."""
-    length = end - start
-    samples = jnp.ceil(length / out)
-    # Divisions by constants become products with their inverses, which may end just above a whole
-    # number: 21 / 7 would need 4 samples.
-    samples = jnp.where((samples - 1) * out >= length, samples - 1, samples)
-    samples = jnp.maximum(samples, 0)
-    step = length / out / jnp.maximum(samples, 1)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _roi_align(
+    static: _Static,
+    maps: tuple[Array, ...],
+    sizes: tuple[Array, ...],
+    boxes: Array,
+    levels: Array,
+) -> Array:
+    shape = (*levels.shape, static.out, static.out, static.shapes[0][-1])
+    features = jnp.zeros(shape, jnp.float32)
+    for level, x in enumerate(maps):
+        grid, tiles = _of_level(static, level, sizes[level], boxes, levels)
+        features = _add_features(x, tiles, features, grid)
+    return features.astype(static.dtype)
 
-    def add(index: Array, total: Array) -> Array:
-        places = start + jnp.arange(out) * (length / out) + (index + 0.5) * step
-        last = size.astype(jnp.float32) - 1
-        inside = (places >= -1) & (places <= last + 1)
-        places = jnp.clip(places, 0, last)
-        near = 1 - jnp.abs(places[:, None] - jnp.arange(cells, dtype=jnp.float32)[None])
-        return total + jnp.where(inside[:, None], jnp.maximum(near, 0), 0)
 
-    start_total = jnp.zeros((out, cells), jnp.float32)
-    total = jax.lax.fori_loop(0, samples.astype(jnp.int32), add, start_total)
-    return total / jnp.maximum(samples, 1)
+def _forward(static: _Static, maps: tuple, sizes: tuple, boxes: Array, levels: Array) -> tuple:
+    return _roi_align(static, maps, sizes, boxes, levels), (sizes, boxes, levels)
+
+
+def _backward(static: _Static, residuals: tuple, gradient: Array) -> tuple:
+    sizes, boxes, levels = residuals
+    found = []
+    for level, shape in enumerate(static.shapes):
+        grid, tiles = _of_level(static, level, sizes[level], boxes, levels)
+        found.append(_map_gradient(shape, tiles, gradient, grid).astype(static.dtype))
+    return tuple(found), None, None, None
+
+
+_roi_align.defvjp(_forward, _backward)
+
+
+def _of_level(
+    static: _Static, level: int, size: Array, boxes: Array, levels: Array
+) -> tuple[_Grid, _Tiles]:
+    height, width = static.shapes[level][1:3]
+    grid = _Grid(height, width, min(_TILE, height), min(_TILE, width), static.out)
+    return grid, _tiles(boxes / static.strides[level], size, levels == level, grid)
+
+
+def _add_features(x: Array, tiles: _Tiles, features: Array, grid: _Grid) -> Array:
+    def of_image(x: Array, tiles: _Tiles, features: Array, step: Array) -> Array:
+        part = _part(tiles, step, _TILES, grid)
+        places = jnp.stack([part.row, part.column, jnp.zeros_like(part.row)], 1)
+        window = _cut(x, places, (grid.tile_rows, grid.tile_columns, x.shape[-1]))
+        half = _product("bpy,byxc->bpxc", part.row_weights, window.astype(jnp.float32))
+        return features.at[part.box].add(_product("bqx,bpxc->bpqc", part.column_weights, half))
+
+    def add(step: Array, features: Array) -> Array:
+        return jax.vmap(of_image, (0, 0, 0, None))(x, tiles, features, step)
+
+    return lax.fori_loop(0, _steps(tiles, _TILES), add, features)
+
+
+def _map_gradient(shape: tuple[int, ...], tiles: _Tiles, gradient: Array, grid: _Grid) -> Array:
+    def of_image(total: Array, tiles: _Tiles, gradient: Array, step: Array) -> Array:
+        part = _part(tiles, step, _TILES, grid)
+        places = jnp.stack([part.row, part.column, jnp.zeros_like(part.row)], 1)
+        of_boxes = gradient[part.box].astype(jnp.float32)
+        half = _product("bqx,bpqc->bpxc", part.column_weights, of_boxes)
+        return _paste(total, places, _product("bpy,bpxc->byxc", part.row_weights, half))
+
+    def add(step: Array, total: Array) -> Array:
+        return jax.vmap(of_image, (0, 0, 0, None))(total, tiles, gradient, step)
+
+    return lax.fori_loop(0, _steps(tiles, _TILES), add, jnp.zeros(shape, jnp.float32))
+
+
+def _tiles(boxes: Array, size: Array, chosen: Array, grid: _Grid, multiple: int = 1) -> _Tiles:
+    """Cuts up what the chosen of boxes [N, R, 4], in cells, see of maps of sizes [N, 2]."""
+    height, width = (jnp.broadcast_to(size[:, i, None], chosen.shape) for i in (0, 1))
+    rows = roi_bins.bins(boxes[..., 1], boxes[..., 3], height, grid.out)
+    columns = roi_bins.bins(boxes[..., 0], boxes[..., 2], width, grid.out, multiple)
+    across = -(-columns.cells // grid.tile_columns)
+    count = jnp.where(chosen, -(-rows.cells // grid.tile_rows) * across, 0)
+    return _Tiles(rows, columns, across, count, jnp.cumsum(count, 1))
+
+
+def _steps(tiles: _Tiles, many: int) -> Array:
+    """How many steps of so many tiles the image with the most of them needs."""
+    return -(-tiles.ends[:, -1].max() // many)
+
+
+def _part(tiles: _Tiles, step: Array, many: int, grid: _Grid) -> _Part:
+    """The tiles of one image that a step is to see. Those behind the last one have no weight."""
+    number = step * many + jnp.arange(many, dtype=jnp.int32)
+    behind = (tiles.ends[None] <= number[:, None]).sum(1, dtype=jnp.int32)
+    box = jnp.minimum(behind, tiles.ends.shape[0] - 1)
+    rows, columns, across, count, ends = (jax.tree.map(lambda x: x[box], field) for field in tiles)
+    own = number - (ends - count)  # among the box's tiles
+    exists = number < ends
+    row, row_weights = _weights(
+        rows, own // jnp.maximum(across, 1), grid.height, grid.tile_rows, grid.out
+    )
+    column, column_weights = _weights(
+        columns, own % jnp.maximum(across, 1), grid.width, grid.tile_columns, grid.out
+    )
+    return _Part(box, row, column, jnp.where(exists[:, None, None], row_weights, 0), column_weights)
+
+
+def _weights(
+    bins: roi_bins.Bins, tile: Array, cells: int, length: int, out: int
+) -> tuple[Array, Array]:
+    """Where tiles begin along an axis [B], and the parts of their cells in the bins [B, out, K]."""
+    wanted = bins.first + tile * length
+    # A tile that would end beyond the map is moved back, over cells that the one before has seen.
+    begin = jnp.minimum(wanted, cells - length)
+    cell = begin[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+    found = roi_bins.weights(bins, cell - bins.first[:, None], out)
+    return begin, jnp.where((cell >= wanted[:, None])[:, None], found, 0)
+
+
+def _cut(x: Array, places: Array, shape: tuple[int, ...]) -> Array:
+    """Parts of `x` of a shape, beginning at places [B, axes]: [B, *shape]."""
+    return jax.vmap(lambda place: lax.dynamic_slice(x, place, shape))(places)
+
+
+def _paste(x: Array, places: Array, parts: Array) -> Array:
+    """Adds parts [B, ...] to `x`, beginning at places [B, axes]."""
+    axes = tuple(range(x.ndim))
+    numbers = lax.ScatterDimensionNumbers(
+        update_window_dims=tuple(axis + 1 for axis in axes),
+        inserted_window_dims=(),
+        scatter_dims_to_operand_dims=axes,
+    )
+    return lax.scatter_add(x, places, parts, numbers, mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+
+
+def _product(subscripts: str, *arrays: Array) -> Array:
+    # Accelerators would otherwise round float32 to fewer places.
+    return jnp.einsum(subscripts, *arrays, precision=lax.Precision.HIGHEST)
