@@ -27,6 +27,7 @@ from convnext_jax.classification.metrics import class_scores
 from convnext_jax.constants import PARAMETERS
 from convnext_jax.data.folder import NAME as FOLDER
 from convnext_jax.data.imagenet_subsets import SUBSETS
+from convnext_jax.detection.records import write_results
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.progress import progress_bar
 from convnext_jax.scoring.scorer import Scorer, config_for
@@ -36,8 +37,10 @@ from convnext_jax.weights.find import NAMES, add_choices, find
 from convnext_jax.wings import wing_of
 
 # Flags that only some tasks have; a wing lists its own.
-_OPTIONS = ("confusion", "per_class", "multi_scale")
+_OPTIONS = ("confusion", "per_class", "multi_scale", "output")
 _VALUES = ("first_label", "ignored")
+# What they give of each class.
+_PER_CLASS = ("pixels", "iou", "accuracy", "box_ap_by_class", "mask_ap_by_class")
 # Flags that only classifiers have.
 _OF_IMAGES = ("classes", "whole", "suite")
 # Flags that only suites have.
@@ -104,7 +107,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--per_class",
         metavar="FILE.csv",
-        help="of a model that segments: write each class's IoU, accuracy and pixels",
+        help="of a model that segments: write each class's IoU, accuracy and pixels; of one that"
+        " detects: each class's average precision of boxes and masks",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="NAME.json",
+        help="of a model that detects: write NAME.bbox.json and NAME.segm.json, as COCO's tools and"
+        " server read them",
+    )
+    parser.add_argument(
+        "--annotations",
+        metavar="FILE.json",
+        help="of a model that detects, for a folder: COCO's annotations (default: the run's)",
     )
     parser.add_argument(
         "--multi_scale",
@@ -181,6 +196,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             "name": arguments.dataset,
             "dir": arguments.data_dir,
             "eval_split": arguments.split,
+            "eval_annotations": arguments.annotations,
         },
         numbers,
     )
@@ -198,9 +214,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             lambda line: bar.write(line, file=sys.stderr),
         )
     confusion = results.pop("confusion", None)
-    per_class = {
-        name: results.pop(name) for name in ("iou", "accuracy", "pixels") if name in results
-    }
+    per_class = {name: results.pop(name) for name in _PER_CLASS if name in results}
+    detections = results.pop("detections", None)
     if confusion is not None:
         scores = class_scores(confusion.diagonal(), confusion.sum(1), confusion.sum(0))
         # Over the classes of which something can be said, as scikit-learn's macro averages.
@@ -212,6 +227,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             write_confusion(Path(arguments.confusion), confusion, names)
         if per_class:
             write_classes(Path(arguments.per_class), per_class, names)
+        if detections is not None:
+            write_results(Path(arguments.output).with_suffix(""), detections)
     return {
         "model": scorer.model.spec.name,
         "step": weights.step,
@@ -247,22 +264,27 @@ def write_confusion(path: Path, counts: np.ndarray, class_names: Sequence[str]) 
     _write_csv("--confusion", path, rows)
 
 
-def write_classes(path: Path, scores: Mapping[str, np.ndarray], class_names: Sequence[str]) -> None:
-    """Writes a CSV with a row for each class: its name, pixels, IoU and accuracy.
+def write_classes(path: Path, scores: Mapping[str, Any], class_names: Sequence[str]) -> None:
+    """Writes a CSV with a row for each class: its name, and what is known of it.
 
     Args:
       path: written under a temporary name first.
-      scores: `pixels`, `iou` and `accuracy`, [classes] each; of a class that nothing says anything
-        of, nan, which is left empty.
+      scores: of `_PER_CLASS`; of each an array [classes], or numbers by name. Nan, of a class that
+        nothing says anything of, is left empty.
       class_names: in the order of labels.
 
     Raises:
       InputError: the file cannot be written.
     """
-    rows: list[Sequence[Any]] = [["class", "pixels", "iou", "accuracy"]]
+    keys = [key for key in _PER_CLASS if key in scores]
+    rows: list[Sequence[Any]] = [["class", *(key.removesuffix("_by_class") for key in keys)]]
     for label, name in enumerate(class_names):
-        numbers = (scores[key][label] for key in ("iou", "accuracy"))
-        rows.append([name, int(scores["pixels"][label]), *map(_spoken, numbers)])
+        row: list[Any] = [name]
+        for key in keys:
+            found = scores[key]
+            number = found.get(name, np.nan) if isinstance(found, Mapping) else found[label]
+            row.append(int(number) if key == "pixels" else _spoken(number))
+        rows.append(row)
     _write_csv("--per_class", path, rows)
 
 

@@ -1,8 +1,8 @@
 """Classifies images: `python -m convnext_jax.predict --checkpoint WORKDIR photo.jpg folder/`.
 
 A checkpoint says itself what model it is and how its images are prepared. With `--output` the
-command writes embeddings of the images instead. A model that segments writes into the folder
-`--output` for each image a PNG of labels, one to look at, and the areas of its classes.
+command writes embeddings of the images instead. Models that segment or detect write files
+for each image into the folder `--output`: see `locating`.
 
 It ends with status 0 if all images could be used, with 1 if some could not (each is named on
 stderr), and with 2 if its arguments cannot be used.
@@ -21,9 +21,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -33,15 +32,12 @@ from convnext_jax.arguments import Parser
 from convnext_jax.classification.grad_cam import overlay
 from convnext_jax.classification.predictor import Explanation, Failure, Prediction, Predictor
 from convnext_jax.constants import IMAGE_EXTENSIONS, PARAMETERS
-from convnext_jax.data import ade20k_classes
 from convnext_jax.errors import InputError, RunError, exit_in_one_sentence
 from convnext_jax.export.runtimes import RUNTIMES, ExportedModel, is_exported
+from convnext_jax.locating import locate, writable_folder
 from convnext_jax.models.registry import get_variant
-from convnext_jax.models.spec import ModelDescription
 from convnext_jax.progress import progress_bar
-from convnext_jax.segmentation import predictor as segmenter
-from convnext_jax.segmentation.colours import palette
-from convnext_jax.segmentation.outputs import areas, output_names, write_at_once, write_outputs
+from convnext_jax.segmentation.outputs import output_names, write_at_once
 from convnext_jax.weights.find import NAMES, add_choices, find
 from convnext_jax.weights.load import load
 
@@ -50,7 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Parses the command line."""
     parser = Parser(
         prog="python -m convnext_jax.predict",
-        description="Classify, embed or segment images, as the model does.",
+        description="Classify, embed or segment images or detect objects, as the model does.",
     )
     parser.add_argument("images", nargs="+", help="files, and folders to search for images")
     parser.add_argument("--checkpoint", required=True, help=f"{NAMES}; or with --runtime a folder")
@@ -67,7 +63,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--output",
         help="of a classifier: instead of classes, write embeddings to this .npz file, with the"
         " arrays `embeddings` and `paths`, and of images that could not be used `failed` (paths)"
-        " and `errors`; of a model that segments, which needs it: the folder to write to",
+        " and `errors`; of models that segment or detect, which need it: the folder to write to",
+    )
+    parser.add_argument(
+        "--least_score",
+        type=float,
+        help="of a model that detects: leave out what it is less sure of, 0..1 (default: 0.3)",
     )
     parser.add_argument(
         "--csv",
@@ -142,14 +143,14 @@ def predict(arguments: argparse.Namespace) -> bool:
         model = ExportedModel(arguments.checkpoint, arguments.runtime)
         found, source, which = model.description, arguments.checkpoint, model.parameters
         if model.segments:
-            return _segment(arguments, images, source, which, found, lambda: {"elsewhere": model})
+            return locate(arguments, images, source, which, found, lambda: {"elsewhere": model})
         if arguments.output is not None and model.num_classes:
             raise InputError(f"`--output` is for embeddings, and {source} gives logits")
     else:
         weights = find(arguments.checkpoint, step=arguments.step, ema=arguments.ema)
         found, source, which = weights.description, str(weights), weights.parameters
-        if get_variant(found.spec.name).task == "segmentation":
-            return _segment(
+        if get_variant(found.spec.name).task != "classification":
+            return locate(
                 arguments,
                 images,
                 source,
@@ -197,7 +198,7 @@ def _with_overlays(
 ) -> Iterator[Prediction | Failure]:
     """The predictions; each image's overlay is written before its prediction is given."""
     names = output_names(images, arguments.images, "_cam.png", "--cam")
-    _writable_folder("--cam", Path(arguments.cam))
+    writable_folder("--cam", Path(arguments.cam))
     explained = predictor.explanations(images, arguments.top)
     return _written(Path(arguments.cam), names, explained)
 
@@ -217,64 +218,6 @@ def _written(
         except OSError as error:
             raise RunError(f"writing {file} failed: {error}") from error
         yield result.prediction
-
-
-def _writable_folder(flag: str, folder: Path) -> None:
-    """Makes a folder; raises InputError unless files can be put there."""
-    probe = folder / f".write-test-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"`{flag}` (={folder}) must be a folder that can be written: {error}"
-        ) from error
-
-
-def _segment(
-    arguments: argparse.Namespace,
-    images: list[str],
-    source: str,
-    which: str,
-    description: ModelDescription,
-    read: Callable[[], dict[str, Any]],
-) -> bool:
-    """Writes what `segmentation.outputs` says of each image; returns whether all could be used."""
-    if arguments.output is None:
-        raise InputError(f"`--output` must be the folder to write to: {source} segments images")
-    for flag, given in (("--cam", arguments.cam), ("--csv", arguments.csv)):
-        if given is not None:
-            raise InputError(f"`{flag}` is for classifiers, and {source} segments images")
-    folder, names = Path(arguments.output), output_names(images, arguments.images)
-    _writable_folder("--output", folder)
-    class_names = description.class_names
-    if class_names is None and description.spec.num_classes == len(ade20k_classes.CLASSES):
-        class_names = ade20k_classes.CLASSES  # published weights of so many classes are its
-    colours = palette(description.spec.num_classes, class_names)
-    predictor = segmenter.Predictor(description, **read())
-    if not arguments.json:
-        print(f"{description.spec.name}, {source} ({PARAMETERS[which]}):")
-    failures = 0
-    with progress_bar("segmenting", len(images), "images", beside_output=True) as bar:
-        for path, name, found in zip(images, names, predictor.predictions(images), strict=True):
-            if isinstance(found, segmenter.Failure):
-                bar.write(f"error: {found.error}", file=sys.stderr)
-                failures += 1
-                row: dict[str, object] = {"image": path, "error": found.error}
-            else:
-                classes = areas(found.labels, class_names)
-                size = {"height": found.image.height, "width": found.image.width}
-                row = {"image": path, **size, "classes": classes, "parameters": which}
-                write_outputs(folder, name, found, colours, row)
-                if not arguments.json:
-                    shown = classes[: arguments.top]
-                    lines = [f"  {c['share']:7.2%}  {c['name']}" for c in shown]
-                    print("\n".join([path, *lines]), flush=True)
-            if arguments.json:
-                print(json.dumps(row), flush=True)
-            bar.update()
-    return not failures
 
 
 def _counted(images: list[str], bar: tqdm) -> Iterator[str]:

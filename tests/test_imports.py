@@ -46,6 +46,7 @@ RANKS = {
     "report": 6,
     "scoring": 7,
     "reproducing": 8,
+    "locating": 8,
     "main": 9,
     "check": 9,
     "plan": 9,

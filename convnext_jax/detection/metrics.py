@@ -8,7 +8,11 @@ from convnext_jax.detection.records import Record, coco_detections
 
 
 def results(
-    ground_truth: Mapping[str, Any], kept: Iterable[Record], *, per_class: bool = False
+    ground_truth: Mapping[str, Any],
+    kept: Iterable[Record],
+    *,
+    per_class: bool = False,
+    output: bool = False,
 ) -> dict[str, Any]:
     """COCO's average precisions over the images whose detections were kept.
 
@@ -17,6 +21,7 @@ def results(
         that of the labels.
       kept: records of all evaluated images, those without detections too.
       per_class: also give `box_ap_by_class` and `mask_ap_by_class`.
+      output: also give `detections`, as files of results have them.
 
     Returns:
       Fractions by name, as `data.coco_metrics.average_precisions` gives them.
@@ -25,8 +30,13 @@ def results(
       InputError: as `average_precisions` and `records.coco_detections`.
       RunError: an image is there twice.
     """
-    found = average_precisions(*coco_detections(ground_truth, kept))
-    return found if per_class else {k: v for k, v in found.items() if not k.endswith("_by_class")}
+    # Equal scores rank by the place of their images, whichever process saw them.
+    kept = sorted(kept, key=lambda record: record["index"])
+    evaluated, detections = coco_detections(ground_truth, kept)
+    found = average_precisions(evaluated, detections)
+    if not per_class:
+        found = {name: value for name, value in found.items() if not name.endswith("_by_class")}
+    return found | ({"detections": detections} if output else {})
 
 
 def words(found: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ the augmented images, and a whole batch has one: it lies on one canvas (`detecti
 import dataclasses
 import math
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,11 @@ class _Epoch:
     batches: np.ndarray
     portrait: np.ndarray
     of_example: np.ndarray
+
+
+def steps_per_epoch(count: int, global_batch: int) -> int:
+    """Batches of an epoch of so many examples, whatever their orientations."""
+    return math.ceil(count / global_batch) + 1
 
 
 class TrainOrder:
@@ -73,7 +77,7 @@ class TrainOrder:
         if seed < 0:
             raise InputError(f"`seed` (={seed}) must be 0 or more")
         self._given = np.asarray(sizes, np.int32), transform, global_batch, seed
-        self.steps_per_epoch = math.ceil(len(sizes) / global_batch) + 1
+        self.steps_per_epoch = steps_per_epoch(len(sizes), global_batch)
         self._epochs: dict[int, _Epoch] = {}
         self._lock = threading.Lock()
 
@@ -96,7 +100,7 @@ class TrainOrder:
         epoch, place = divmod(step, self.steps_per_epoch)
         return bool(self._epoch(epoch).portrait[place])
 
-    def others(self, epoch: int, index: int) -> Iterator[int]:
+    def others(self, epoch: int, index: int, rng: np.random.Generator, count: int) -> np.ndarray:
         """Examples to take in place of one that cannot be read, at random, of its orientation.
 
         Each is augmented with its own generator, that of (seed, epoch, itself), as that is what
@@ -105,16 +109,16 @@ class TrainOrder:
         Args:
           epoch: in which it cannot be read.
           index: of the example.
+          rng: generator to draw with.
+          count: how many to draw.
 
-        Yields:
-          Indices without end, `index` itself only where there is no other.
+        Returns:
+          Indices [count], `index` itself only where there is no other.
         """
         of_example = self._epoch(epoch).of_example
         same = np.flatnonzero(of_example == of_example[index])
         same = same[same != index] if len(same) > 1 else same
-        rng = self._generator(epoch, 1, index)
-        while True:
-            yield int(same[rng.integers(len(same))])
+        return same[rng.integers(len(same), size=count)]
 
     def _epoch(self, epoch: int) -> _Epoch:
         found = self._epochs.get(epoch)
@@ -130,7 +134,8 @@ class TrainOrder:
         sizes, transform, global_batch, seed = self._given
         drawn = first_uniforms((seed, epoch), np.arange(len(sizes)), DRAWS)
         portrait = transform.geometry(drawn, sizes).portrait
-        rng = self._generator(epoch, 0)
+        # One that shares nothing with those of examples, which have no such key.
+        rng = np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=(0,)))
         order = rng.permutation(len(sizes)).astype(np.int32)
         groups = [order[portrait[order] == which] for which in (False, True)]
         batches = [math.ceil(len(group) / global_batch) for group in groups]
@@ -146,11 +151,6 @@ class TrainOrder:
             portrait=np.repeat([False, True], batches)[shuffled],
             of_example=portrait,
         )
-
-    def _generator(self, epoch: int, *key: int) -> np.random.Generator:
-        """One that shares nothing with those of examples, which have no such key."""
-        seed = self._given[-1]
-        return np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=key))
 
 
 class EvalOrder:

@@ -6,18 +6,16 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from convnext_jax.data.decode import decode, upright
 from convnext_jax.data.instances import Objects
-from convnext_jax.data.normalize import normalize
+from convnext_jax.detection.inputs import model_inputs
 from convnext_jax.detection.pasting import Pasted, paste
 from convnext_jax.detection.records import in_original
 from convnext_jax.detection.transforms import EvalCanvas
 from convnext_jax.errors import InputError
-from convnext_jax.models.backbone import inside
 from convnext_jax.models.spec import ModelDescription
 from convnext_jax.processes import usable_cores
 
@@ -73,10 +71,9 @@ class Predictor:
       description: of a model that detects, and how images are fed to it.
       params: its parameters.
       batch_stats: its statistics.
-      canvas: how images are resized, and the arrays that they lie on.
       least_score: detections with less are left out, 0..1.
       apply: in place of the description's own the model as a function (params, batch_stats, images,
-        None, sizes=..., portrait=...) -> (what `records.in_original` takes, batch statistics).
+        key, sizes, portrait) -> (what `records.in_original` takes, batch statistics).
 
     Raises:
       InputError: the model takes no RGB images, or `least_score` is out of range.
@@ -88,7 +85,6 @@ class Predictor:
         params: Any,
         batch_stats: Any = None,
         *,
-        canvas: EvalCanvas | None = None,
         least_score: float = LEAST_SCORE,
         apply: Callable[..., tuple[Any, Any]] | None = None,
     ) -> None:
@@ -98,20 +94,14 @@ class Predictor:
             raise InputError(f"`in_channels` (={channels}) must be 3: images are RGB")
         if not 0 <= least_score <= 1:
             raise InputError(f"`least_score` (={least_score}) must lie in 0..1")
-        self._canvas = EvalCanvas() if canvas is None else canvas
+        feeding = description.preprocessing
+        self._canvas = EvalCanvas.of(feeding)
         self._least = least_score
         self._exif = description.preprocessing.exif
-        feeding = description.preprocessing
         model = description.spec.function_with_batch_stats() if apply is None else apply
 
         def detect(params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> Any:
-            sizes, portrait = batch["size"], batch["portrait"]
-            images = normalize(batch["image"], feeding.mean, feeding.std)
-            lying = jnp.where(portrait[:, None] > 0, sizes[:, ::-1], sizes)
-            # What images are filled up with is 0 after normalising, as in the reference.
-            images = jnp.where(inside(images, lying), images, 0.0)
-            found, _ = model(params, batch_stats, images, None, sizes=sizes, portrait=portrait)
-            return found
+            return model(params, batch_stats, key=None, **model_inputs(batch, feeding))[0]
 
         compiled = jax.jit(detect)
         self._detect = lambda batch: compiled(params, batch_stats, batch)

@@ -1,7 +1,6 @@
 """What is kept of the detections in evaluated images: from a batch to COCO's result files."""
 
 import json
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from convnext_jax.checkpointing.steps import write_at_once
 from convnext_jax.detection.pasting import encode, paste
 from convnext_jax.errors import InputError, RunError
-from convnext_jax.processes import bytes_from_all, usable_cores
+from convnext_jax.processes import usable_cores
 
 # What is kept of an image: `index`, its place in the source; of its D detections, by score, `boxes`
 # [D, 4] (x1, y1, x2, y2 in pixels of the image as it is stored), `scores` and `labels` [D], and
@@ -91,17 +90,6 @@ def records(rows: Mapping[str, np.ndarray], detections: Any) -> list[Record]:
 
     with futures.ThreadPoolExecutor(usable_cores()) as threads:
         return list(threads.map(record, np.flatnonzero(real).tolist()))
-
-
-def from_all_processes(own: Sequence[Record]) -> list[Record]:
-    """The records of all processes, on each of them, by `index`; each calls it at the same place.
-
-    Those of COCO's 5,000 images with 100 detections each are 140 MB of JSON, and half of that on
-    the way.
-    """
-    packed = zlib.compress(json.dumps(own, separators=(",", ":")).encode(), 1)
-    everything = [json.loads(zlib.decompress(data)) for data in bytes_from_all(packed)]
-    return sorted((one for part in everything for one in part), key=lambda one: one["index"])
 
 
 def coco_detections(

@@ -1,6 +1,7 @@
 """Detection as the loop sees it: from a config to the model, losses and evaluation."""
 
 import functools
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,14 +12,12 @@ import numpy as np
 from convnext_jax.config import AugmentConfig, Config, DataConfig
 from convnext_jax.constants import DECISIVE
 from convnext_jax.data.instances import ObjectSource, ground_truth
-from convnext_jax.data.normalize import normalize
 from convnext_jax.detection import metrics
+from convnext_jax.detection.inputs import model_inputs
 from convnext_jax.detection.ordering import EvalOrder, TrainOrder, steps_per_epoch
 from convnext_jax.detection.records import records
-from convnext_jax.detection.results import Detections
 from convnext_jax.detection.transforms import EvalCanvas, TrainCanvas, canvas_of
 from convnext_jax.errors import InputError
-from convnext_jax.models.backbone import inside
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelDescription, ModelSpec
 from convnext_jax.models.variants import Preprocessing
@@ -74,9 +73,9 @@ def detection(
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         targets = {name: batch[name] for name in ("boxes", "labels", "masks")}
         losses, batch_stats = apply(
-            params, batch_stats, key=key, **seen(batch, model.preprocessing), **targets
+            params, batch_stats, key=key, **model_inputs(batch, model.preprocessing), **targets
         )
-        return sum(losses.values()), batch_stats, losses
+        return jnp.stack([*losses.values()]).sum(), batch_stats, losses
 
     def order(source: ObjectSource) -> TrainOrder:
         return TrainOrder(source.sizes, rows, config.data.global_batch, config.seed)
@@ -169,18 +168,6 @@ def describe_model(
     )
 
 
-def seen(batch: Mapping[str, jax.Array], feeding: Preprocessing) -> dict[str, jax.Array]:
-    """What the model is given of a batch: images normalised, zeros beyond them; where they lie."""
-    # A row that only fills up says nothing about the others' orientation.
-    portrait = jnp.broadcast_to(batch["portrait"].max(), batch["portrait"].shape)
-    sizes = batch["size"]
-    lying = jnp.where(portrait[:, None] > 0, sizes[:, ::-1], sizes)
-    images = normalize(batch["image"], feeding.mean, feeding.std)
-    # What images are filled up with is 0 after normalising, as in the reference.
-    images = jnp.where(inside(images, lying), images, 0.0)
-    return {"images": images, "sizes": sizes, "portrait": portrait}
-
-
 def evaluation(
     model: ModelDescription,
     data: ObjectSource | None = None,
@@ -205,8 +192,11 @@ def evaluation(
         return ground_truth(data)
 
     def found(params: Any, batch_stats: Any, batch: Batch) -> dict[str, jax.Array]:
-        detections, _ = apply(params, batch_stats, key=None, **seen(batch, model.preprocessing))
-        return detections._asdict()
+        inputs = model_inputs(batch, model.preprocessing)
+        return apply(params, batch_stats, key=None, **inputs)[0]._asdict()
+
+    def record(rows: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]) -> list[Any]:
+        return records(rows, types.SimpleNamespace(**arrays))
 
     def results(totals: Mapping[str, Any]) -> dict[str, Any]:
         return metrics.results(truth(), totals["records"], per_class=per_class, output=output)
@@ -217,6 +207,6 @@ def evaluation(
         results,
         METRIC,
         found=found,
-        record=lambda read, arrays: records(read, Detections(**arrays)),
+        record=record,
         order=lambda source, batch: np.asarray(EvalOrder(source.sizes, rows, batch)).tolist(),
     )

@@ -27,6 +27,7 @@ from convnext_jax.detection.geometry import (
     packed_masks,
 )
 from convnext_jax.errors import InputError
+from convnext_jax.models.variants import Preprocessing
 
 # Numbers that are drawn for an image: whether it is flipped, whether it is cropped, the last scale,
 # the first one, the crop's height and width, and its place down and across.
@@ -41,6 +42,12 @@ _NONE = -1
 def draw(rng: np.random.Generator) -> np.ndarray:
     """Draws what `TrainCanvas.geometry` takes for one image: float64 [DRAWS], in [0, 1)."""
     return rng.random(DRAWS)
+
+
+def canvas_of(shorter: int, longer: int) -> tuple[int, int]:
+    """Height and width of the canvas for images of up to so many pixels a side."""
+    height, width = (-(-side // _STRIDE) * _STRIDE for side in (shorter, longer))
+    return height, width
 
 
 class Canvas:
@@ -90,7 +97,8 @@ class TrainCanvas(Canvas):
       canvas: height and width of the canvas, pixels.
       longer: what the longer side may have at most.
       scales: what the shorter side is resized to, one of them.
-      first_scales: likewise, before cropping.
+      crops: crop half of the images, out of another size.
+      first_scales: which is that, one of these.
       crop: what the crop's height and width are drawn from, each for itself, both inclusive;
         where the image has less, from what it has.
       flip: probability of mirroring, left to right.
@@ -102,6 +110,7 @@ class TrainCanvas(Canvas):
     canvas: tuple[int, int] = (800, 1344)
     longer: int = 1333
     scales: tuple[int, ...] = tuple(range(480, 801, 32))
+    crops: bool = True
     first_scales: tuple[int, ...] = (400, 500, 600)
     crop: tuple[int, int] = (384, 600)
     flip: float = 0.5
@@ -128,7 +137,7 @@ class TrainCanvas(Canvas):
           sizes: int [n, 2], heights and widths of the images as they are stored.
         """
         sizes = np.asarray(sizes, np.int64)
-        cropped = (drawn[:, _CROP] >= 0.5)[:, None]
+        cropped = (self.crops & (drawn[:, _CROP] >= 0.5))[:, None]
         first = fitted(sizes, self.longer, _one_of(self.first_scales, drawn[:, _FIRST]))
         first = np.where(cropped, first, sizes)
         least, most = (np.minimum(first, side) for side in self.crop)
@@ -212,6 +221,13 @@ class EvalCanvas(Canvas):
     def __post_init__(self) -> None:
         """Raises InputError where a field is out of range."""
         self._check(self.shorter)
+
+    @classmethod
+    def of(cls, feeding: Preprocessing) -> "EvalCanvas":
+        """Rows as a model wants them."""
+        longer = feeding.longest_side
+        assert longer is not None, "models that detect say so"
+        return cls(canvas_of(feeding.input_size, longer), longer, feeding.input_size)
 
     def sizes(self, sizes: np.ndarray) -> np.ndarray:
         """Heights and widths of images after resizing, int64 [n, 2], from those before."""

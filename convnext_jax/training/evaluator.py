@@ -1,8 +1,6 @@
 """What a task evaluates, over a whole split."""
 
 import contextlib
-import json
-import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -152,7 +150,7 @@ class Evaluator:
                 add_oldest()
         if record is not None:
             for name, own in records.items():
-                totals[name]["records"] = _from_all_processes(own)
+                totals[name]["records"] = processes.lists_from_all(own)
         return {name: self._checked(total) for name, total in totals.items()}
 
     def _checked(self, total: dict[str, Any]) -> dict[str, Any]:
@@ -163,13 +161,6 @@ class Evaluator:
                 f"evaluation saw {count} examples, but the split has {self._passes.num_examples}"
             )
         return total | {"skipped": skipped}
-
-
-def _from_all_processes(own: list[Any]) -> list[Any]:
-    """The records of all processes, on each of them, in the order of processes."""
-    packed = zlib.compress(json.dumps(own, separators=(",", ":")).encode(), 1)
-    parts = (json.loads(zlib.decompress(data)) for data in processes.bytes_from_all(packed))
-    return [record for part in parts for record in part]
 
 
 def results_of(evaluation: Evaluation, totals: Mapping[str, Any]) -> dict[str, Any]:

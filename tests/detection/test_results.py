@@ -18,7 +18,6 @@ from pycocotools.coco import COCO
 from convnext_jax.detection.metrics import results, words
 from convnext_jax.detection.records import (
     coco_detections,
-    from_all_processes,
     records,
     write_results,
 )
@@ -91,7 +90,7 @@ def test_records_are_of_the_images_as_stored():
 def test_results_have_the_ids_of_the_annotations():
     rows, detections = batch()
     kept = records(rows, detections)
-    part, found = coco_detections(truth(), from_all_processes(kept)[:2])
+    part, found = coco_detections(truth(), kept[:2])
     assert [image["id"] for image in part["images"]] == [500, 499]
     assert len(found) == sum(len(one["labels"]) for one in kept[:2])
     first = found[0]
@@ -181,9 +180,9 @@ _PROGRAM = """
 import json, sys
 import jax
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[1]))
-from convnext_jax.detection.records import from_all_processes
+from convnext_jax.processes import lists_from_all
 own = {"0": [{"index": 3, "masks": ["a" * 1000]}, {"index": 0, "masks": []}], "1": []}
-print(json.dumps(from_all_processes(own[sys.argv[1]])))
+print(json.dumps(lists_from_all(own[sys.argv[1]])))
 """
 
 
@@ -204,5 +203,5 @@ def test_processes_gather_their_records():
     ]
     ends = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], ends
-    everything = [{"index": 0, "masks": []}, {"index": 3, "masks": ["a" * 1000]}]
+    everything = [{"index": 3, "masks": ["a" * 1000]}, {"index": 0, "masks": []}]
     assert [json.loads(said.splitlines()[-1]) for said, _ in ends] == [everything] * 2

@@ -1,0 +1,53 @@
+"""Mask R-CNN or Cascade Mask R-CNN on images of one's own, annotated in COCO's format.
+
+    python -m convnext_jax.main --config configs/detect_coco_style.py:mask_rcnn_tiny
+        --workdir runs/own --config.data.dir=IMAGES --config.data.annotations=train.json
+        --config.data.eval_annotations=val.json --config.init_from=convnext_tiny.fb_in1k
+
+Classes are the `categories` of the JSON, in its order; masks are polygons or run lengths. IMAGES
+holds the files that the JSON names, or has `train` and `val` with them.
+
+The part after the colon is the detector and the size of its backbone, mask_rcnn_tiny (the default)
+to cascade_mask_rcnn_xlarge, or any model with four stages, as in mask_rcnn_convnextv2_atto. The
+rest is the paper's recipe of COCO for a batch of 16: of fewer images, lower `optim.lr` as much.
+"""
+
+from ml_collections import ConfigDict
+
+from convnext_jax.config import default_config
+from convnext_jax.errors import require_one_of
+
+_SIZES = ("tiny", "small", "base", "large", "xlarge")
+_DETECTORS = ("cascade_mask_rcnn", "mask_rcnn")
+
+
+def get_config(model: str = "mask_rcnn_tiny") -> ConfigDict:
+    """The run of one model, as `mask_rcnn_tiny` or `mask_rcnn_convnext_tiny`."""
+    detector = next((name for name in _DETECTORS if model.startswith(f"{name}_")), model)
+    require_one_of("model, its detector", detector, _DETECTORS)
+    backbone = model.removeprefix(f"{detector}_")
+    if backbone in _SIZES:
+        backbone = f"convnext_{backbone}"
+    config = default_config()
+    config.init_ema = False
+    config.num_epochs = 36.0
+    config.eval_every_epochs = 3.0
+
+    config.model.name = f"{detector}_{backbone}"
+    config.model.drop_path = 0.4
+
+    config.data.name = "folder"
+    config.data.eval_split = "val"
+    config.data.global_batch = 16
+    config.data.workers = -1
+    config.data.threads = 2
+
+    config.optim.lr = 1e-4
+    config.optim.schedule = "step"
+    config.optim.milestones = (27, 33)
+    config.optim.warmup_steps = 500
+    config.optim.weight_decay = 0.05
+    config.optim.layer_decay = 0.95
+    config.optim.label_smoothing = 0.0
+    config.optim.ema_decay = 0.0
+    return config
