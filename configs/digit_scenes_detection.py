@@ -14,8 +14,8 @@ from convnext_jax.config import default_config
 def get_config() -> ConfigDict:
     """The run that docs/detection.md shows."""
     config = default_config()
-    config.num_epochs = 6.0
-    config.eval_every_epochs = 3.0
+    config.num_epochs = 3.0
+    config.eval_every_epochs = 1.5
     config.log_every_steps = 100
 
     config.model.name = "mask_rcnn_convnext_atto"
@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
 
     config.optim.lr = 2e-3
     config.optim.schedule = "step"
-    config.optim.milestones = (4, 5)
+    config.optim.milestones = (2,)
     config.optim.warmup_steps = 100
     config.optim.clip_norm = 5.0
     config.optim.label_smoothing = 0.0
