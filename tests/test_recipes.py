@@ -3,15 +3,19 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flax import nnx
 from test_config import load
 
-from convnext_jax import list_models
+from convnext_jax import list_models, tree
 from convnext_jax.config import resolve
+from convnext_jax.detection.ordering import steps_per_epoch
 from convnext_jax.errors import InputError
 from convnext_jax.models.batch_norm import BatchNorm
 from convnext_jax.models.spec import ModelSpec
+from convnext_jax.optim.param_groups import layer_scales
+from convnext_jax.optim.schedule import warmup_step
 from convnext_jax.training.reporting import flat
 
 GOLDEN = Path(__file__).parent / "golden" / "configs"
@@ -24,6 +28,16 @@ ADE20K = {
     "base_22k": ("base", 640, 1e-4, 0.4),
     "large_22k": ("large", 640, 1e-4, 0.4),
     "xlarge_22k": ("xlarge", 640, 8e-5, 0.4),
+}
+# Row of the paper's detection: model, learning rate, its decay, drop path. From the recipe's table.
+COCO = {
+    "mask_tiny": ("mask_rcnn_convnext_tiny", 1e-4, 0.95, 0.4),
+    "cascade_tiny": ("cascade_mask_rcnn_convnext_tiny", 2e-4, 0.7, 0.4),
+    "cascade_small": ("cascade_mask_rcnn_convnext_small", 2e-4, 0.7, 0.6),
+    "cascade_base": ("cascade_mask_rcnn_convnext_base", 2e-4, 0.8, 0.7),
+    "cascade_base_22k": ("cascade_mask_rcnn_convnext_base", 1e-4, 0.8, 0.6),
+    "cascade_large_22k": ("cascade_mask_rcnn_convnext_large", 1e-4, 0.7, 0.7),
+    "cascade_xlarge_22k": ("cascade_mask_rcnn_convnext_xlarge", 1e-4, 0.7, 0.8),
 }
 RUNS = [
     ("digits", None),
@@ -49,6 +63,9 @@ RUNS = [
     ("digit_scenes_segmentation", None),
     ("segment_folder", "tiny"),
     *(("ade20k", row) for row in ADE20K),
+    ("digit_scenes_detection", None),
+    ("detect_coco_style", "mask_rcnn_tiny"),
+    *(("coco", row) for row in COCO),
 ]
 
 
@@ -86,6 +103,63 @@ def test_segmentation_is_the_papers(row):
     assert (segment.scale_min, segment.scale_max, segment.photometric) == (0.5, 2, True)
     assert (segment.dropout, segment.auxiliary_weight) == (0.1, 0.4)
     assert config.init_ema is False and optim.clip_norm == 0
+
+
+@pytest.mark.parametrize("row", COCO)
+def test_detection_is_the_papers(row):
+    config, (name, learning_rate, layer_decay, drop_path) = resolved("coco", row), COCO[row]
+    assert (config.model.name, config.model.drop_path) == (name, drop_path)
+    assert (config.data.global_batch, config.data.flip, config.init_ema) == (16, 0.5, False)
+    optim, detect = config.optim, config.detection
+    assert (optim.lr, optim.layer_decay, optim.layer_decay_by) == (
+        *(learning_rate, layer_decay),
+        "blocks",
+    )
+    assert (optim.weight_decay, optim.clip_norm, optim.ema_decay) == (0.05, 0, 0)
+    # 117,266 images have annotations.
+    steps = config.steps(117_266, steps_per_epoch(117_266, 16))
+    assert (steps.per_epoch, steps.total, steps.warmup) == (7331, 36 * 7331, 500)
+    rate = learning_rate_of(optim, steps)
+    rates = [rate(epoch * 7331 + shift) for epoch in (27, 33) for shift in (-1, 0)]
+    np.testing.assert_allclose(rates, learning_rate * np.array([1, 0.1, 0.1, 0.01]), rtol=1e-6)
+    assert detect.short_sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    assert (detect.longest_side, detect.crops, detect.crop_short_sides) == (
+        *(1333, True),
+        (400, 500, 600),
+    )
+    assert (detect.crop_min, detect.crop_max, detect.max_objects) == (384, 600, 100)
+
+
+def learning_rate_of(optim, steps):
+    milestones = [epoch * steps.per_epoch for epoch in optim.milestones]
+    return warmup_step(
+        optim.lr, total_steps=steps.total, warmup_steps=steps.warmup, milestones=milestones
+    )
+
+
+def test_parts_of_a_detector_learn_as_fast_as_the_paper_has_it():
+    """The names that `get_num_layer_layer_wise` of the reference's detection code treats."""
+    params = ModelSpec("cascade_mask_rcnn_convnext_tiny", 80).abstract_params()
+    scales = dict(tree.flatten_with_names(layer_scales(params, (3, 3, 9, 3), 0.7)))
+    behind = {
+        "downsample_layers/0/0/kernel": 7,
+        "stages/0/2/gamma": 6,
+        "downsample_layers/1/1/kernel": 5,
+        "stages/1/0/dwconv/kernel": 5,
+        "downsample_layers/2/0/scale": 4,
+        "stages/2/2/norm/bias": 4,
+        "stages/2/3/norm/bias": 3,
+        "stages/2/8/pwconv1/kernel": 2,
+        "downsample_layers/3/1/bias": 1,
+        "stages/3/2/pwconv2/kernel": 1,
+        "norm0/scale": 0,
+        "norm3/bias": 0,
+    }
+    for name, groups in behind.items():
+        assert scales[f"backbone/{name}"] == pytest.approx(0.7**groups), name
+    others = {name: scale for name, scale in scales.items() if not name.startswith("backbone/")}
+    assert {name.split("/")[0] for name in others} == {"neck", "rpn_head", "roi_head"}
+    assert set(others.values()) == {1.0}
 
 
 # run: models' drop path, epochs, warm-up epochs, batch, learning rate, weight decay, layer decay,

@@ -7,10 +7,11 @@ from typing import Any
 from convnext_jax import tree
 from convnext_jax.errors import InputError
 
-# Heads over a backbone, and the backbone's norms of what goes out to them.
-_BESIDE_THE_BACKBONE = ("norm0", "norm1", "norm2", "norm3", "decode_head", "auxiliary_head")
+# What is over a backbone, and the backbone's norms of what goes out to it.
+_OVER_THE_BACKBONE = ("decode_head", "auxiliary_head", "neck", "rpn_head", "roi_head")
+_BESIDE_THE_BACKBONE = ("norm0", "norm1", "norm2", "norm3", *_OVER_THE_BACKBONE)
 # What is a head, and not the backbone, of a classifier and of a model with heads over maps.
-_HEADS = ("head", "pre_logits", "decode_head", "auxiliary_head")
+_HEADS = ("head", "pre_logits", *_OVER_THE_BACKBONE)
 # Of networks on the road from ResNet to ConvNeXt.
 _STEMS = ("stem", "stem_norm")
 # Blocks of the third stage that share a group of the layer-wise learning-rate decay.
