@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from detection import torch_detector
 from oracles import torch
@@ -24,7 +25,7 @@ SMALLER = (18, 11)
 OBJECTS = 5
 KINDS = ("mask_rcnn", "cascade_mask_rcnn")
 # float32 through some thirty layers, of which the heads' results are differences of larger numbers.
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 
 
 def overrides(s):
@@ -32,6 +33,7 @@ def overrides(s):
     return {
         "depths": s.depths,
         "dims": s.dims,
+        "kernel_size": s.kernel,
         "fpn_channels": s.channels,
         "head_features": s.features,
         # Half of them may be positive: more than there are anchors of each kind.
@@ -177,9 +179,11 @@ def pair(kind):
     return Pair(kind)
 
 
-@pytest.fixture(params=KINDS)
-def both(request):
-    return pair(request.param)
+def each(slow=()):
+    """Each kind; those that take minutes to compile are in the slow suite."""
+    return pytest.mark.parametrize(
+        "kind", [pytest.param(k, marks=pytest.mark.slow if k in slow else ()) for k in KINDS]
+    )
 
 
 def agree(found, wanted):
@@ -201,9 +205,11 @@ def check_detections(found, wanted):
         np.testing.assert_allclose(found.masks[i, :count], masks, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_detections_are_mmdetections(both, size):
-    scene = both.scene(size)
+@each()
+@pytest.mark.parametrize("lie", SIZES)
+def test_detections_are_mmdetections(kind, lie):
+    both = pair(kind)
+    scene = both.scene(SIZES[lie])
     images, batch = lay(scene)
     found = both.detect(both.params, both.stats, images, **of_images(batch))
     both.theirs.eval()
@@ -222,12 +228,13 @@ def check_step(both, scene, key=0):
     expected = both.theirs.losses(to_torch(scene.images), *scene.targets())
     sum(expected.values()).backward()
     _, seen = torch_detector.renamed(both.theirs.state_dict(), both.settings.channels)
-    named = {name: p.grad for name, p in both.theirs.named_parameters()}
+    # Without objects PyTorch gives the mask head none.
+    parameters = list(both.theirs.named_parameters())
+    named = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in parameters}
     both.theirs.load_state_dict(before)
     assert losses.keys() == expected.keys()
     for name, loss in losses.items():
         assert float(loss) == pytest.approx(expected[name].item(), rel=TOLERANCE), name
-    assert all(grad is not None for grad in named.values())
     wanted, _ = torch_detector.renamed(named, both.settings.channels)
     largest = max(np.abs(g).max() for g in wanted.values())
     errors = {}
@@ -243,8 +250,97 @@ def check_step(both, scene, key=0):
     return both.theirs.positives
 
 
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_losses_gradients_and_statistics_are_mmdetections(both, size):
-    positives = check_step(both, both.scene(size))
+# Seeds of scenes in which no input of a ReLU is so near 0 that rounding decides about its gradient:
+# one such place moves others by up to 3e-2. In half the scenes of Cascade there is one.
+SEEDS = {"mask_rcnn": (0, 0, 0), "cascade_mask_rcnn": (3, 2, 3)}
+COMPILES_LONG = {"cascade_mask_rcnn"}  # three stages: a minute of two cores
+
+
+@each(slow=COMPILES_LONG)
+@pytest.mark.parametrize("lie", SIZES)
+def test_losses_gradients_and_statistics_are_mmdetections(kind, lie):
+    both, seed = pair(kind), SEEDS[kind][list(SIZES).index(lie)]
+    positives = check_step(both, both.scene(SIZES[lie], seed))
     # Not only the objects' own boxes are positive.
     assert min(positives) > 2, positives
+
+
+@each(slow=COMPILES_LONG)
+@pytest.mark.parametrize("counts", [(2, 0), (0, 0)])
+def test_images_without_objects(kind, counts):
+    both = pair(kind)
+    check_step(both, both.scene(SIZES["landscape"], SEEDS[kind][0]).only(counts))
+
+
+@each(slow=COMPILES_LONG)
+def test_degenerate_objects_are_none(kind):
+    """And with all candidates sampled the key decides about nothing."""
+    both = pair(kind)
+    images, batch = lay(both.scene(SIZES["landscape"], SEEDS[kind][0]))
+    (_, (wanted, _)), _ = both.step(both.params, both.stats, images, jax.random.key(0), **batch)
+    degenerate = batch["boxes"].at[:, 0].set(jnp.array([[30.0, 20, 30, 90], [50, 80, 40, 60]]))
+    changed = batch | {"boxes": degenerate, "labels": batch["labels"].at[:, 0].set(2)}
+    (_, (losses, _)), gradients = both.step(
+        both.params, both.stats, images, jax.random.key(1), **changed
+    )
+    for name, loss in losses.items():
+        # Sums in another order.
+        assert float(loss) == pytest.approx(float(wanted[name]), rel=1e-5), name
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
+
+
+@pytest.mark.slow  # minutes of the oracle's loops
+@pytest.mark.parametrize("kind", KINDS)
+def test_twenty_steps(kind):
+    """AdamW beside PyTorch's, over two scenes in turn, upright and on their side."""
+    both = Pair(kind)
+    rate, decay, steps = 1e-4, 0.05, 20
+    scenes = [both.scene(SIZES[lie], SEEDS[kind][i]) for i, lie in enumerate(list(SIZES)[:2])]
+    optimizer = torch.optim.AdamW(both.theirs.parameters(), lr=rate, weight_decay=decay)
+    ours = optax.adamw(rate, weight_decay=decay)
+    params, stats = both.params, both.stats
+    state = ours.init(params)
+    both.theirs.train()
+    found, wanted = [], []
+    for number in range(steps):
+        scene = scenes[number % 2]
+        images, batch = lay(scene)
+        key = jax.random.key(number)
+        (loss, (_, stats)), gradients = both.step(params, stats, images, key, **batch)
+        updates, state = ours.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        optimizer.zero_grad()
+        expected = sum(both.theirs.losses(to_torch(scene.images), *scene.targets()).values())
+        expected.backward()
+        optimizer.step()
+        found.append(float(loss))
+        wanted.append(expected.item())
+    apart = np.abs(np.array(found) / wanted - 1)
+    print(f"losses {wanted[0]:.3f} to {wanted[-1]:.3f}, apart by {apart.max():.1e}")
+    assert wanted[-1] < 0.9 * wanted[1]  # it learns something
+    # AdamW's first steps are of one size whatever the gradient's: those that rounding decides go
+    # another way, and regions at a threshold change sides.
+    assert apart[:5].max() < 1e-4 and apart.max() < 1e-2
+
+
+@pytest.mark.slow  # two more programs
+def test_stochastic_depth_and_recomputing():
+    """The key decides which blocks are dropped; blocks computed twice have the same gradients."""
+    both = pair("mask_rcnn")
+    images, batch = lay(both.scene(SIZES["landscape"]))
+    results = []
+    for remat in (False, True):
+        changed = dict(both.spec.overrides) | {"drop_path": 0.6, "remat": remat}
+        apply = ModelSpec(both.spec.name, 5, changed).function_with_batch_stats()
+
+        def loss(params, key, apply=apply):
+            return sum(apply(params, {}, images, key, **batch)[0].values())
+
+        step = jax.jit(jax.value_and_grad(loss))
+        results.append([step(both.params, jax.random.key(seed)) for seed in (0, 1, 2)])
+    values = {float(value) for value, _ in results[0]}
+    assert len(values) > 1
+    for one, other in zip(*results, strict=True):
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            # The same sums, compiled another way.
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(a).max())

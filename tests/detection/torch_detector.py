@@ -23,6 +23,7 @@ class Settings:
     num_classes: int = 5
     depths: tuple = (1, 1, 1, 1)
     dims: tuple = (12, 16, 20, 24)
+    kernel: int = 3  # of blocks; XLA takes long to compile 7x7 filters' gradients
     channels: int = 16
     features: int = 32
     before: int = 60  # of a level
@@ -49,9 +50,9 @@ class ChannelsFirstNorm(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    def __init__(self, dim):
+    def __init__(self, dim, kernel):
         super().__init__()
-        self.dwconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+        self.dwconv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
         self.pwconv2 = nn.Linear(4 * dim, dim)
@@ -64,7 +65,7 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    def __init__(self, depths, dims):
+    def __init__(self, depths, dims, kernel):
         super().__init__()
         stem = nn.Sequential(nn.Conv2d(3, dims[0], 4, 4), ChannelsFirstNorm(dims[0], eps=1e-6))
         self.downsample_layers = nn.ModuleList([stem])
@@ -73,7 +74,7 @@ class Backbone(nn.Module):
             self.downsample_layers.append(nn.Sequential(norm, nn.Conv2d(before, after, 2, 2)))
         self.stages = nn.ModuleList(
             [
-                nn.Sequential(*(Block(dim) for _ in range(depth)))
+                nn.Sequential(*(Block(dim, kernel) for _ in range(depth)))
                 for depth, dim in zip(depths, dims, strict=True)
             ]
         )
@@ -181,7 +182,7 @@ class Detector(nn.Module):
     def __init__(self, settings, seed=0):
         super().__init__()
         self.settings = s = settings
-        self.backbone = Backbone(s.depths, s.dims)
+        self.backbone = Backbone(s.depths, s.dims, s.kernel)
         self.neck = FPN(s.dims, s.channels)
         self.rpn_head = RPNHead(s.channels)
         self.roi_head = RoIHead(s)
