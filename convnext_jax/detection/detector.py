@@ -40,6 +40,7 @@ class Detector(layers.Keyed):
       rngs: its `params` stream draws the initial values; nothing of it is kept.
       fpn_channels: width of the pyramid, and of the convolutions in the heads.
       head_features: width of the hidden layers of box heads.
+      anchor_scale: square root of an anchor's area, in strides of its level (4 to 64 pixels).
       rpn_samples: anchors of an image that training draws; half of them positive at most.
       rpn_before_train: anchors of a level that go into non-maximum suppression, in training.
       rpn_before_test: the same in inference.
@@ -75,6 +76,7 @@ class Detector(layers.Keyed):
         rngs: nnx.Rngs,
         fpn_channels: int = 256,
         head_features: int = 1024,
+        anchor_scale: float = 8.0,
         rpn_samples: int = 256,
         rpn_before_train: int = 2000,
         rpn_before_test: int = 1000,
@@ -95,6 +97,7 @@ class Detector(layers.Keyed):
             "num_classes": num_classes,
             "fpn_channels": fpn_channels,
             "head_features": head_features,
+            "anchor_scale": anchor_scale,
             "rpn_before_train": rpn_before_train,
             "rpn_before_test": rpn_before_test,
             "rpn_after_train": after_train,
@@ -102,7 +105,7 @@ class Detector(layers.Keyed):
             "detections": detections,
             "candidates": candidates,
         }.items():
-            checks.require(number >= 1, name, number, "be positive")
+            checks.require(number > 0, name, number, "be positive")
         for name, number in {"rpn_samples": rpn_samples, "roi_samples": roi_samples}.items():
             checks.require(number >= 2, name, number, "be 2 or more")
         checks.require(
@@ -125,7 +128,7 @@ class Detector(layers.Keyed):
         self.roi_head = self.ROI_HEAD(
             fpn_channels, num_classes, head_features, sampling, selection, self.dtype, rngs
         )
-        self.rpn_samples = rpn_samples
+        self.anchor_scale, self.rpn_samples = anchor_scale, rpn_samples
         self.proposals_train = _Proposals(rpn_before_train, after_train)
         self.proposals_test = _Proposals(rpn_before_test, rpn_after_test)
 
@@ -175,7 +178,7 @@ class Detector(layers.Keyed):
         logits, deltas = laid(self.rpn_head, lying)(levels, of_levels)
 
         canvas = images.shape[1], images.shape[2]
-        places = anchors.anchor_boxes(canvas, STRIDES, portrait=lying)
+        places = anchors.anchor_boxes(canvas, STRIDES, self.anchor_scale, portrait=lying)
         valid = anchors.valid_anchors(canvas, STRIDES, sizes, portrait=lying)
         count = self.proposals_test if keys is None else self.proposals_train
         regions: Regions = propose(

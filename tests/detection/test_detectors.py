@@ -3,6 +3,7 @@
 The oracle is in float64, and nothing is drawn at random: all candidates take part.
 """
 
+import copy
 import functools
 from typing import NamedTuple
 
@@ -293,14 +294,15 @@ def test_degenerate_objects_are_none(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_twenty_steps(kind):
     """AdamW beside PyTorch's, over two scenes in turn, upright and on their side."""
-    both = Pair(kind)
+    both = pair(kind)
+    theirs = copy.deepcopy(both.theirs)
     rate, decay, steps = 1e-4, 0.05, 20
     scenes = [both.scene(SIZES[lie], SEEDS[kind][i]) for i, lie in enumerate(list(SIZES)[:2])]
-    optimizer = torch.optim.AdamW(both.theirs.parameters(), lr=rate, weight_decay=decay)
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=rate, weight_decay=decay)
     ours = optax.adamw(rate, weight_decay=decay)
     params, stats = both.params, both.stats
     state = ours.init(params)
-    both.theirs.train()
+    theirs.train()
     found, wanted = [], []
     for number in range(steps):
         scene = scenes[number % 2]
@@ -310,7 +312,7 @@ def test_twenty_steps(kind):
         updates, state = ours.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
         optimizer.zero_grad()
-        expected = sum(both.theirs.losses(to_torch(scene.images), *scene.targets()).values())
+        expected = sum(theirs.losses(to_torch(scene.images), *scene.targets()).values())
         expected.backward()
         optimizer.step()
         found.append(float(loss))
@@ -344,3 +346,25 @@ def test_stochastic_depth_and_recomputing():
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
             # The same sums, compiled another way.
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(a).max())
+
+
+@pytest.mark.slow  # a program for eight devices
+def test_eight_devices_as_one():
+    """One image on each, four times the same two: means over all are those of the two."""
+    both = pair("mask_rcnn")
+    images, batch = lay(both.scene(SIZES["landscape"]))
+    key = jax.random.key(0)
+    (_, (wanted, _)), wanted_gradients = both.step(both.params, both.stats, images, key, **batch)
+    mesh = jax.make_mesh((8,), ("data",))
+    rows = jax.NamedSharding(mesh, jax.P("data"))
+    images, batch = jax.device_put(
+        jax.tree.map(lambda x: np.concatenate([x] * 4), (images, batch)), rows
+    )
+    params = jax.device_put(both.params, jax.NamedSharding(mesh, jax.P()))
+    (_, (losses, _)), gradients = both.step(params, both.stats, images, key, **batch)
+    for name, loss in losses.items():
+        # float32 sums in another order.
+        assert float(loss) == pytest.approx(float(wanted[name]), rel=1e-5), name
+    for found, expected in zip(*map(jax.tree.leaves, (gradients, wanted_gradients)), strict=True):
+        largest = np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * largest)
