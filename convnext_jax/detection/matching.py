@@ -44,31 +44,37 @@ def assign(
       int32 [A]: the index of the object, -1 for a negative, -2 for neither.
     """
 
+    count = objects.shape[0]
+    if count == 0:
+        return jnp.where(valid, NEGATIVE, NEITHER).astype(jnp.int32)
+    coordinates = box_ops.coordinates(boxes)
+
     # One object at a time: of all at once, IoUs would be 107 MB for the anchors of an image.
     def overlaps(index: Array) -> Array:
-        found = box_ops.iou(objects[index][None], boxes)[0]
+        index = jnp.minimum(index, count - 1)
+        found = box_ops.iou_of_coordinates(box_ops.coordinates(objects[index]), coordinates)
         return jnp.where(valid & object_valid[index], found, -1)
 
     # The IoUs come from the round before, so that they have been written to memory: the largest is
     # then equal to one of them to the bit, which it need not be when a compiler computes them
     # twice, in different surroundings.
-    def visit(carry: tuple[Array, ...], index: Array) -> tuple[tuple[Array, ...], None]:
-        current, best, assigned, taken = carry
-        assigned = jnp.where(current > best, index, assigned)
+    def visit(index: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        current, best, nearest, taken = carry
+        nearest = jnp.where(current > best, index, nearest)
         best = jnp.maximum(current, best)
-        largest = current.max(initial=-1)
-        claims = (current == largest) & (largest >= minimum) & object_valid[index]
-        taken = jnp.where(claims & valid, index, taken)
-        following = overlaps(jnp.minimum(index + 1, count - 1))
-        return (following, best, assigned, taken), None
+        if low_quality:
+            largest = current.max(initial=-1)
+            claims = (current == largest) & (current >= 0) & (largest >= minimum)
+            taken = jnp.where(claims, index, taken)
+        return overlaps(index + 1), best, nearest, taken
 
-    count = objects.shape[0]
-    if count == 0:
-        return jnp.where(valid, NEGATIVE, NEITHER).astype(jnp.int32)
     nothing = jnp.full(valid.shape, -1, jnp.int32)
-    start = (overlaps(jnp.int32(0)), jnp.zeros(valid.shape, boxes.dtype), nothing, nothing)
-    (_, best, assigned, taken), _ = lax.scan(visit, start, jnp.arange(count, dtype=jnp.int32))
-    result = jnp.where(best >= positive, assigned, jnp.where(best < negative, NEGATIVE, NEITHER))
+    first = overlaps(jnp.int32(0))
+    start = first, jnp.zeros_like(first), nothing, nothing
+    # Of the 100 places for objects few are taken.
+    behind = jnp.max(jnp.where(object_valid, jnp.arange(1, count + 1, dtype=jnp.int32), 0))
+    _, best, nearest, taken = lax.fori_loop(jnp.int32(0), behind, visit, start)
+    result = jnp.where(best >= positive, nearest, jnp.where(best < negative, NEGATIVE, NEITHER))
     if low_quality:
         result = jnp.where(taken >= 0, taken, result)
     return jnp.where(valid, result, NEITHER)
@@ -93,8 +99,10 @@ def sample(
       The indices, int32 [count], positives first; which of them are positive, and which are valid,
       bool [count].
     """
-    # Whole numbers: float32 has no more than 2^23 different ones in 0..1, few for 268,569 anchors.
-    places = (jax.random.bits(key, assigned.shape) >> 1).astype(jnp.int32)
+    # Not `uniform`, which gives 2^23 different numbers, few for 268,569 anchors: these are 2^30,
+    # positive, and as floats in the order of their bits. Of whole numbers, `top_k` is slow on CPU.
+    bits = jax.random.bits(key, assigned.shape, jnp.uint32) >> 2
+    places = lax.bitcast_convert_type(bits, jnp.float32)
     chosen, chosen_count = _first(places, valid & (assigned >= 0), positives)
     rest, rest_count = _first(places, valid & (assigned == NEGATIVE), count)
     order = jnp.arange(count, dtype=jnp.int32)

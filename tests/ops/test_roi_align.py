@@ -114,7 +114,7 @@ def test_features_are_what_the_rules_say(case, found):
         image = maps[level][n, :height, :width]
         for r in np.flatnonzero(levels[n] == level):
             wanted = aligned(image, boxes[n, r], STRIDES[level], 7)
-            # Places are up to 500 cells, with 3e-5 of rounding, by which a value of slope 5 changes.
+            # Places of up to 500 cells have 3e-5 of rounding, and values slopes of up to 5.
             np.testing.assert_allclose(found[0][n, r], wanted, atol=1.5e-4, err_msg=boxes[n, r])
 
 
