@@ -218,9 +218,12 @@ class Detector(layers.Keyed):
         )
         if key is None:
             return
-        shapes = [None if x is None else x.shape for x in targets]
-        n, objects = images.shape[0], None if shapes[1] is None else shapes[1][-1]
+        names = ("boxes", "labels", "masks")
+        for name, x in zip(names, targets, strict=True):
+            checks.require(x is not None, name, x, "be given in training")
+        shapes = [x.shape for x in targets if x is not None]
+        n, objects = images.shape[0], shapes[1][-1]
         wanted = [(n, objects, 4), (n, objects), (n, objects, short, long // 8)]
-        for name, found, shape in zip(("boxes", "labels", "masks"), shapes, wanted, strict=True):
-            rule = f"have shape [N, G, ...] = {shape} in training"
+        for name, found, shape in zip(names, shapes, wanted, strict=True):
+            rule = f"have shape {shape} beside these images and labels"
             checks.require(found == shape, name, f"shape {found}", rule)
