@@ -168,7 +168,7 @@ class Detector(layers.Keyed):
         Raises:
           InputError: arrays do not fit together.
         """
-        self._check(images, key, (boxes, labels, masks))
+        self._check(images, key, (sizes, portrait), (boxes, labels, masks))
         keys = None if key is None else jax.random.split(key, 3)
         lying = portrait[0] > 0
         own = own_sizes(sizes, lying)
@@ -206,24 +206,36 @@ class Detector(layers.Keyed):
         )
         return losses | self.roi_head.losses(keys[2], view, regions, objects, masks)
 
-    def _check(self, images: Array, key: Array | None, targets: tuple[Array | None, ...]) -> None:
-        """Raises InputError for images and targets that do not fit together."""
+    def _check(
+        self,
+        images: Array,
+        key: Array | None,
+        about: tuple[Array, Array],
+        targets: tuple[Array | None, ...],
+    ) -> None:
+        """Raises InputError for images, what is known about them, and targets that do not fit."""
         checks.check_inputs(images, key, self.in_channels, MULTIPLE)
-        short, long = images.shape[1:3]
+        n, short, long = images.shape[:3]
         checks.require(
             short % MULTIPLE == long % MULTIPLE == 0,
             "images",
             f"shape {images.shape}",
             f"have sides that are multiples of {MULTIPLE}",
         )
-        if key is None:
-            return
-        names = ("boxes", "labels", "masks")
-        for name, x in zip(names, targets, strict=True):
+        arrays: dict[str, Array | None] = dict(zip(("sizes", "portrait"), about, strict=True))
+        if key is not None:
+            arrays |= zip(("boxes", "labels", "masks"), targets, strict=True)
+        for name, x in arrays.items():
             checks.require(x is not None, name, x, "be given in training")
-        shapes = [x.shape for x in targets if x is not None]
-        n, objects = images.shape[0], shapes[1][-1]
-        wanted = [(n, objects, 4), (n, objects), (n, objects, short, long // 8)]
-        for name, found, shape in zip(names, shapes, wanted, strict=True):
-            rule = f"have shape {shape} beside these images and labels"
-            checks.require(found == shape, name, f"shape {found}", rule)
+        shapes = {name: x.shape for name, x in arrays.items() if x is not None}
+        count = shapes["labels"][-1] if "labels" in shapes else 0
+        wanted = {
+            "sizes": (n, 2),
+            "portrait": (n,),
+            "boxes": (n, count, 4),
+            "labels": (n, count),
+            "masks": (n, count, short, long // 8),
+        }
+        for name, found in shapes.items():
+            rule = f"have shape {wanted[name]} beside these images and labels"
+            checks.require(found == wanted[name], name, f"shape {found}", rule)

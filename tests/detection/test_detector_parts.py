@@ -134,7 +134,11 @@ def test_shapes_and_dtypes(name):
     if name.startswith("cascade"):
         names = {f"s{i}_{n}" for i in range(3) for n in names}
     assert losses.keys() == names | {"loss_rpn_cls", "loss_rpn_bbox"}
-    for key, wrong in (("boxes", shape(2, 4, 4)), ("masks", shape(2, 3, 64, 96))):
+    for key, wrong in (
+        ("sizes", shape(2)),
+        ("boxes", shape(2, 4, 4)),
+        ("masks", shape(2, 3, 64, 96)),
+    ):
         with pytest.raises(InputError, match=rf"`{key}` \(=shape .*must have shape \("):
             train(*inputs, **arrays | {key: wrong})
     with pytest.raises(InputError, match=r"`images` .* must have sides that are multiples of 32"):
