@@ -100,6 +100,22 @@ class Pair:
             masks.append(np.stack([ellipse(box, size) for box in boxes[-1]]))
         return Scene(images, sizes, boxes, labels, masks)
 
+    @functools.cache  # noqa: B019  (there are two objects, which live as long as the tests)
+    def calm_scene(self, size):
+        """One in whose losses no input of a ReLU is so near 0 that rounding decides about its sign.
+
+        Such a place, one of a million, moves the gradients of others by up to 3e-2.
+        """
+        theirs = copy.deepcopy(self.theirs).train()
+        for seed in range(100):
+            scene = self.scene(size, seed)
+            torch_detector.margins.clear()
+            with torch.no_grad():
+                theirs.losses(to_torch(scene.images), *scene.targets())
+            if min(torch_detector.margins) > 2e-6 and min(theirs.positives) > 2:
+                return scene
+        raise AssertionError("no scene is calm")
+
     def is_clear(self, boxes, padded, size):
         """Whether one anchor overlaps a box most; of those that hold all of it rounding decides."""
         places = torch.cat(torch_detector.anchors(padded))
@@ -251,33 +267,29 @@ def check_step(both, scene, key=0):
     return both.theirs.positives
 
 
-# Seeds of scenes in which no input of a ReLU is so near 0 that rounding decides about its gradient:
-# one such place moves others by up to 3e-2. In half the scenes of Cascade there is one.
-SEEDS = {"mask_rcnn": (0, 0, 0), "cascade_mask_rcnn": (3, 2, 3)}
 COMPILES_LONG = {"cascade_mask_rcnn"}  # three stages: a minute of two cores
 
 
 @each(slow=COMPILES_LONG)
 @pytest.mark.parametrize("lie", SIZES)
 def test_losses_gradients_and_statistics_are_mmdetections(kind, lie):
-    both, seed = pair(kind), SEEDS[kind][list(SIZES).index(lie)]
-    positives = check_step(both, both.scene(SIZES[lie], seed))
+    both = pair(kind)
     # Not only the objects' own boxes are positive.
-    assert min(positives) > 2, positives
+    assert min(check_step(both, both.calm_scene(SIZES[lie]))) > 2
 
 
 @each(slow=COMPILES_LONG)
 @pytest.mark.parametrize("counts", [(2, 0), (0, 0)])
 def test_images_without_objects(kind, counts):
     both = pair(kind)
-    check_step(both, both.scene(SIZES["landscape"], SEEDS[kind][0]).only(counts))
+    check_step(both, both.calm_scene(SIZES["landscape"]).only(counts))
 
 
 @each(slow=COMPILES_LONG)
 def test_degenerate_objects_are_none(kind):
     """And with all candidates sampled the key decides about nothing."""
     both = pair(kind)
-    images, batch = lay(both.scene(SIZES["landscape"], SEEDS[kind][0]))
+    images, batch = lay(both.calm_scene(SIZES["landscape"]))
     (_, (wanted, _)), _ = both.step(both.params, both.stats, images, jax.random.key(0), **batch)
     degenerate = batch["boxes"].at[:, 0].set(jnp.array([[30.0, 20, 30, 90], [50, 80, 40, 60]]))
     changed = batch | {"boxes": degenerate, "labels": batch["labels"].at[:, 0].set(2)}
@@ -297,7 +309,7 @@ def test_twenty_steps(kind):
     both = pair(kind)
     theirs = copy.deepcopy(both.theirs)
     rate, decay, steps = 1e-4, 0.05, 20
-    scenes = [both.scene(SIZES[lie], SEEDS[kind][i]) for i, lie in enumerate(list(SIZES)[:2])]
+    scenes = [both.calm_scene(SIZES[lie]) for lie in list(SIZES)[:2]]
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=rate, weight_decay=decay)
     ours = optax.adamw(rate, weight_decay=decay)
     params, stats = both.params, both.stats
