@@ -202,8 +202,8 @@ def _add_features(x: Array, tiles: _Tiles, features: Array, grid: _Grid) -> Arra
         part = _part(tiles, step, _TILES, grid)
         places = jnp.stack([part.row, part.column, jnp.zeros_like(part.row)], 1)
         window = _cut(x, places, (grid.tile_rows, grid.tile_columns, x.shape[-1]))
-        half = _product("bpy,byxc->bpxc", part.row_weights, window.astype(jnp.float32))
-        return features.at[part.box].add(_product("bqx,bpxc->bpqc", part.column_weights, half))
+        half = _product("byqx,byxc->byqc", _each_row(part, grid), window.astype(jnp.float32))
+        return features.at[part.box].add(_product("bpy,byqc->bpqc", part.row_weights, half))
 
     def add(step: Array, features: Array) -> Array:
         return jax.vmap(of_image, (0, 0, 0, None))(x, tiles, features, step)
@@ -216,8 +216,8 @@ def _map_gradient(shape: tuple[int, ...], tiles: _Tiles, gradient: Array, grid: 
         part = _part(tiles, step, _TILES, grid)
         places = jnp.stack([part.row, part.column, jnp.zeros_like(part.row)], 1)
         of_boxes = gradient[part.box].astype(jnp.float32)
-        half = _product("bqx,bpqc->bpxc", part.column_weights, of_boxes)
-        return _paste(total, places, _product("bpy,bpxc->byxc", part.row_weights, half))
+        half = _product("bpy,bpqc->byqc", part.row_weights, of_boxes)
+        return _paste(total, places, _product("byqx,byqc->byxc", _each_row(part, grid), half))
 
     def add(step: Array, total: Array) -> Array:
         return jax.vmap(of_image, (0, 0, 0, None))(total, tiles, gradient, step)
@@ -267,6 +267,12 @@ def _weights(
     cell = begin[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
     found = roi_bins.weights(bins, cell - bins.first[:, None], out)
     return begin, jnp.where((cell >= wanted[:, None])[:, None], found, 0)
+
+
+def _each_row(part: _Part, grid: _Grid) -> Array:
+    """The columns' weights [B, rows, out, columns] for products in which nothing is transposed."""
+    shape = (len(part.box), grid.tile_rows, grid.out, grid.tile_columns)
+    return jnp.broadcast_to(part.column_weights[:, None], shape)
 
 
 def _cut(x: Array, places: Array, shape: tuple[int, ...]) -> Array:
