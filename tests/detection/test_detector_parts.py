@@ -43,6 +43,7 @@ SMALL = {
 # layers, with 1000 regions in each box head and 100 in each mask head.
 PAPER = {
     "mask_rcnn_convnext_tiny": (48_095_376, 262, 261.9),
+    "mask_rcnn_convnext_small": (69_729_936, None, 348.1),
     "cascade_mask_rcnn_convnext_tiny": (85_930_578, 741, 740.2),
     "cascade_mask_rcnn_convnext_small": (107_565_138, 827, 826.4),
     "cascade_mask_rcnn_convnext_base": (145_800_242, 964, 963.5),
@@ -93,8 +94,9 @@ def test_parameters_and_multiply_adds_are_the_papers(name):
     macs = count_macs(pyramid, state, shape(1, 800, 1280, 3), shape(1, 2, dtype=jnp.int32))
     giga = (macs + macs_of_heads(name.partition("_convnext")[0])) / 1e9
     assert giga == pytest.approx(computed, abs=0.1)  # of parts that are rounded
-    # Theirs counts norms and activations, too.
-    assert giga == pytest.approx(published, abs=1)
+    if published is not None:
+        # Theirs counts norms and activations, too.
+        assert giga == pytest.approx(published, abs=1)
 
 
 def test_every_backbone_of_upernet_has_both_detectors():

@@ -44,7 +44,8 @@ class Settings:
         ]
 
 
-# How near 0 inputs of ReLUs came, each time one was applied.
+# How near 0 inputs of ReLUs came, each time one was applied; and how near 0.5 bitmaps' means, of
+# which rounding, of places of a hundred pixels, is ten times as large.
 margins = []
 
 
@@ -485,7 +486,9 @@ def roi_features(levels, boxes, image, out):
 
 
 def mask_target(mask, box):
-    return (roi_align(mask[None], box, 1, 28)[0] >= 0.5).double()
+    mean = roi_align(mask[None], box, 1, 28)[0]
+    margins.append(float((mean - 0.5).abs().min()) / 10)
+    return (mean >= 0.5).double()
 
 
 def randomise(model, seed):
