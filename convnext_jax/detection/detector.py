@@ -40,6 +40,7 @@ class Detector(layers.Keyed):
       rngs: its `params` stream draws the initial values; nothing of it is kept.
       fpn_channels: width of the pyramid, and of the convolutions in the heads.
       head_features: width of the hidden layers of box heads.
+      anchor_scale: square root of an anchor's area, in strides of its level (4 to 64 pixels).
       rpn_samples: anchors of an image that training draws; half of them positive at most.
       rpn_before_train: anchors of a level that go into non-maximum suppression, in training.
       rpn_before_test: the same in inference.
@@ -75,6 +76,7 @@ class Detector(layers.Keyed):
         rngs: nnx.Rngs,
         fpn_channels: int = 256,
         head_features: int = 1024,
+        anchor_scale: float = 8.0,
         rpn_samples: int = 256,
         rpn_before_train: int = 2000,
         rpn_before_test: int = 1000,
@@ -95,6 +97,7 @@ class Detector(layers.Keyed):
             "num_classes": num_classes,
             "fpn_channels": fpn_channels,
             "head_features": head_features,
+            "anchor_scale": anchor_scale,
             "rpn_before_train": rpn_before_train,
             "rpn_before_test": rpn_before_test,
             "rpn_after_train": after_train,
@@ -102,7 +105,7 @@ class Detector(layers.Keyed):
             "detections": detections,
             "candidates": candidates,
         }.items():
-            checks.require(number >= 1, name, number, "be positive")
+            checks.require(number > 0, name, number, "be positive")
         for name, number in {"rpn_samples": rpn_samples, "roi_samples": roi_samples}.items():
             checks.require(number >= 2, name, number, "be 2 or more")
         checks.require(
@@ -125,7 +128,7 @@ class Detector(layers.Keyed):
         self.roi_head = self.ROI_HEAD(
             fpn_channels, num_classes, head_features, sampling, selection, self.dtype, rngs
         )
-        self.rpn_samples = rpn_samples
+        self.anchor_scale, self.rpn_samples = anchor_scale, rpn_samples
         self.proposals_train = _Proposals(rpn_before_train, after_train)
         self.proposals_test = _Proposals(rpn_before_test, rpn_after_test)
 
@@ -165,7 +168,7 @@ class Detector(layers.Keyed):
         Raises:
           InputError: arrays do not fit together.
         """
-        self._check(images, key, (boxes, labels, masks))
+        self._check(images, key, (sizes, portrait), (boxes, labels, masks))
         keys = None if key is None else jax.random.split(key, 3)
         lying = portrait[0] > 0
         own = own_sizes(sizes, lying)
@@ -175,7 +178,7 @@ class Detector(layers.Keyed):
         logits, deltas = laid(self.rpn_head, lying)(levels, of_levels)
 
         canvas = images.shape[1], images.shape[2]
-        places = anchors.anchor_boxes(canvas, STRIDES, portrait=lying)
+        places = anchors.anchor_boxes(canvas, STRIDES, self.anchor_scale, portrait=lying)
         valid = anchors.valid_anchors(canvas, STRIDES, sizes, portrait=lying)
         count = self.proposals_test if keys is None else self.proposals_train
         regions: Regions = propose(
@@ -203,21 +206,36 @@ class Detector(layers.Keyed):
         )
         return losses | self.roi_head.losses(keys[2], view, regions, objects, masks)
 
-    def _check(self, images: Array, key: Array | None, targets: tuple[Array | None, ...]) -> None:
-        """Raises InputError for images and targets that do not fit together."""
+    def _check(
+        self,
+        images: Array,
+        key: Array | None,
+        about: tuple[Array, Array],
+        targets: tuple[Array | None, ...],
+    ) -> None:
+        """Raises InputError for images, what is known about them, and targets that do not fit."""
         checks.check_inputs(images, key, self.in_channels, MULTIPLE)
-        short, long = images.shape[1:3]
+        n, short, long = images.shape[:3]
         checks.require(
             short % MULTIPLE == long % MULTIPLE == 0,
             "images",
             f"shape {images.shape}",
             f"have sides that are multiples of {MULTIPLE}",
         )
-        if key is None:
-            return
-        shapes = [None if x is None else x.shape for x in targets]
-        n, objects = images.shape[0], None if shapes[1] is None else shapes[1][-1]
-        wanted = [(n, objects, 4), (n, objects), (n, objects, short, long // 8)]
-        for name, found, shape in zip(("boxes", "labels", "masks"), shapes, wanted, strict=True):
-            rule = f"have shape [N, G, ...] = {shape} in training"
-            checks.require(found == shape, name, f"shape {found}", rule)
+        arrays: dict[str, Array | None] = dict(zip(("sizes", "portrait"), about, strict=True))
+        if key is not None:
+            arrays |= zip(("boxes", "labels", "masks"), targets, strict=True)
+        for name, x in arrays.items():
+            checks.require(x is not None, name, x, "be given in training")
+        shapes = {name: x.shape for name, x in arrays.items() if x is not None}
+        count = shapes["labels"][-1] if "labels" in shapes else 0
+        wanted = {
+            "sizes": (n, 2),
+            "portrait": (n,),
+            "boxes": (n, count, 4),
+            "labels": (n, count),
+            "masks": (n, count, short, long // 8),
+        }
+        for name, found in shapes.items():
+            rule = f"have shape {wanted[name]} beside these images and labels"
+            checks.require(found == wanted[name], name, f"shape {found}", rule)

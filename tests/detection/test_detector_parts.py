@@ -43,6 +43,7 @@ SMALL = {
 # layers, with 1000 regions in each box head and 100 in each mask head.
 PAPER = {
     "mask_rcnn_convnext_tiny": (48_095_376, 262, 261.9),
+    "mask_rcnn_convnext_small": (69_729_936, None, 348.1),
     "cascade_mask_rcnn_convnext_tiny": (85_930_578, 741, 740.2),
     "cascade_mask_rcnn_convnext_small": (107_565_138, 827, 826.4),
     "cascade_mask_rcnn_convnext_base": (145_800_242, 964, 963.5),
@@ -92,9 +93,10 @@ def test_parameters_and_multiply_adds_are_the_papers(name):
 
     macs = count_macs(pyramid, state, shape(1, 800, 1280, 3), shape(1, 2, dtype=jnp.int32))
     giga = (macs + macs_of_heads(name.partition("_convnext")[0])) / 1e9
-    assert giga == pytest.approx(computed, abs=0.06)
-    # Theirs counts norms and activations, too.
-    assert giga == pytest.approx(published, abs=1)
+    assert giga == pytest.approx(computed, abs=0.1)  # of parts that are rounded
+    if published is not None:
+        # Theirs counts norms and activations, too.
+        assert giga == pytest.approx(published, abs=1)
 
 
 def test_every_backbone_of_upernet_has_both_detectors():
@@ -134,12 +136,16 @@ def test_shapes_and_dtypes(name):
     if name.startswith("cascade"):
         names = {f"s{i}_{n}" for i in range(3) for n in names}
     assert losses.keys() == names | {"loss_rpn_cls", "loss_rpn_bbox"}
-    for key, wrong in (("boxes", shape(2, 4, 4)), ("masks", shape(2, 3, 64, 96))):
-        with pytest.raises(InputError, match=rf"`{key}` \(=shape .*must have shape \[N, G"):
+    for key, wrong in (
+        ("sizes", shape(2)),
+        ("boxes", shape(2, 4, 4)),
+        ("masks", shape(2, 3, 64, 96)),
+    ):
+        with pytest.raises(InputError, match=rf"`{key}` \(=shape .*must have shape \("):
             train(*inputs, **arrays | {key: wrong})
     with pytest.raises(InputError, match=r"`images` .* must have sides that are multiples of 32"):
         train(*inputs[:2], shape(2, 64, 100, 3), **arrays)
-    with pytest.raises(InputError, match=r"`labels` \(=shape None\)"):
+    with pytest.raises(InputError, match=r"`labels` \(=None\) must be given in training"):
         train(*inputs, **arrays | {"labels": None})
 
 
@@ -205,10 +211,11 @@ def test_statistics_of_valid_examples():
     valid = np.array([True, False, True, True, False, True])
     weights = jnp.asarray(RNG.normal(size=x.shape), jnp.float32)
     norm, theirs = BatchNorm(4, jnp.float32), torch.nn.BatchNorm2d(4)
-    graph, state = nnx.split(norm)
+    graph, params, running = nnx.split(norm, nnx.Param, nnx.BatchStat)
+    values = nnx.to_pure_dict(params), nnx.to_pure_dict(running)
 
     def apply(x, valid):
-        norm = nnx.merge(graph, state)
+        norm = nnx.merge(graph, *values)
         y = norm(x, True, valid)
         kept = jnp.where(valid[:, None, None, None], y * weights, 0.0)
         return kept.sum(), (y, norm.mean[...], norm.var[...])
