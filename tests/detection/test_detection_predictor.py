@@ -18,7 +18,8 @@ from convnext_jax.errors import InputError
 from convnext_jax.models.spec import ModelDescription, ModelSpec
 from convnext_jax.models.variants import Preprocessing
 
-DESCRIPTION = ModelDescription(ModelSpec("convnext_atto", 4), Preprocessing())
+FEEDING = Preprocessing(input_size=90, longest_side=150)
+DESCRIPTION = ModelDescription(ModelSpec("convnext_atto", 4), FEEDING)
 CANVAS = EvalCanvas(canvas=(96, 160), shorter=90, longer=150)
 
 
@@ -69,7 +70,7 @@ def photograph(size, box):
 
 
 def predictor(**options):
-    return Predictor(DESCRIPTION, {"white": 1.2}, {}, canvas=CANVAS, apply=find_white, **options)
+    return Predictor(DESCRIPTION, {"white": 1.2}, {}, apply=find_white, **options)
 
 
 # Landscape, portrait, square, smaller than the canvas, and a long thin one.
@@ -155,7 +156,7 @@ class Source:
 
 
 def test_a_page_shows_truth_beside_findings(tmp_path):
-    options = {"canvas": CANVAS, "apply": find_white}
+    options = {"apply": find_white}
     draw_page(tmp_path / "page.png", DESCRIPTION, {"white": 1.2}, {}, Source(), **options)
     assert [path.name for path in tmp_path.iterdir()] == ["page.png"]
     page = Image.open(tmp_path / "page.png")
