@@ -127,6 +127,39 @@ def feature_cases(torch: Any, torchvision: Any) -> Iterator[Case]:
             x.requires_grad_(False)
 
 
+def mask_cases(torch: Any, torchvision: Any) -> Iterator[Case]:
+    """The targets of 128 boxes around 20 ellipses; torchvision's are given bitmaps in float32."""
+    rng = np.random.default_rng(3)
+    objects = proposals(rng, 20)
+    y, x = np.mgrid[: CANVAS[0], : CANVAS[1]]
+    centres, halves = (objects[:, :2] + objects[:, 2:]) / 2, (objects[:, 2:] - objects[:, :2]) / 2
+    masks = np.stack(
+        [
+            ((x - cx) / (w + 1)) ** 2 + ((y - cy) / (h + 1)) ** 2 < 1
+            for (cx, cy), (w, h) in zip(centres, halves, strict=True)
+        ]
+    )
+    of = rng.integers(0, 20, 128)
+    boxes = objects[of] + rng.normal(0, 4, (128, 4)).astype(np.float32)
+    packed, run = jnp.asarray(np.packbits(masks, axis=-1))[None], jax.jit(rois.mask_targets)
+    bitmaps = torch.from_numpy(masks).float()[:, None]
+    their_boxes = torch.from_numpy(np.concatenate([of[:, None], boxes], 1).astype(np.float32))
+
+    def ours() -> Any:
+        return jax.block_until_ready(run(packed, boxes[None], of[None]))[0]
+
+    def theirs() -> Any:
+        return torchvision.ops.roi_align(bitmaps, their_boxes, 28, 1.0, 0, True)[:, 0]
+
+    def difference() -> float:
+        means = theirs().numpy()
+        # Rounding decides on either side of 0.5.
+        clear = np.abs(means - 0.5) > 1e-4
+        return largest(ours()[clear], means[clear] >= 0.5)
+
+    yield Case("targets of 128 masks, 28 x 28", ours, theirs, difference)
+
+
 def nms_cases(torch: Any, torchvision: Any) -> Iterator[Case]:
     """Proposals of five levels, in training and at test."""
     rng = np.random.default_rng(1)
@@ -215,7 +248,7 @@ def main() -> None:
                 " a CPU the one of https://download.pytorch.org/whl/cpu"
             )
         rows = []
-        for cases in (feature_cases, nms_cases, assigner_cases):
+        for cases in (feature_cases, mask_cases, nms_cases, assigner_cases):
             for case in cases(torch, torchvision):
                 rows.append(measure(case, rounds))
                 seconds = rows[-1]["seconds"]

@@ -223,8 +223,31 @@ def test_what_is_beyond_the_border_is_not_read_and_no_level_is_zeros(case, found
     none = np.where(np.arange(60) % 5 == 0, -1, levels)
     features = jax.jit(lambda maps: roi_align(maps, sizes, boxes, none, STRIDES, 7))(others)
     wanted = np.where((np.arange(60) % 5 == 0)[:, None, None, None], 0, found[0])
-    # The same numbers in another program and in other tiles.
-    np.testing.assert_allclose(features, wanted, atol=1e-6)
+    # In another program places of up to 36 cells may be rounded another way, by 4e-6 cells, and
+    # values have slopes of up to 5.
+    np.testing.assert_allclose(features, wanted, atol=2e-5)
+
+
+def test_images_of_many_devices_stay_where_they_are(case, found):
+    """No device is sent another's maps; the number of steps is all they have to agree on."""
+    maps, sizes, boxes, levels, dy = case
+    automatic = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("data",), automatic, devices=jax.devices()[:2])
+    place = jax.NamedSharding(mesh, jax.P("data"))
+
+    def both(maps, sizes, boxes, levels, dy):
+        features, pullback = jax.vjp(
+            lambda maps: roi_align(maps, sizes, boxes, levels, STRIDES, 7), maps
+        )
+        return features, pullback(dy)[0]
+
+    arguments = jax.device_put((maps, sizes, boxes, levels, dy), place)
+    program = jax.jit(both).lower(*arguments).compile()
+    for name in ("all-gather", "collective-permute", "all-to-all"):
+        assert name not in program.as_text()
+    ours = program(*arguments)
+    for given, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(given, wanted, atol=1e-4)  # rounding, as above, of sums
 
 
 def test_boxes_that_are_not_finite_end(one_map):
