@@ -137,8 +137,9 @@ class Scene(NamedTuple):
     def targets(self):
         """All but the images, as the oracle takes it."""
         # Bitmaps have zeros up to the borders of the canvas.
-        side = max(CANVAS)
-        around = [(0, 0)] + [(0, side - x) for x in self.images.shape[1:3]]
+        height, width = self.images.shape[1:3]
+        canvas = CANVAS[::-1] if height > width else CANVAS
+        around = ((0, 0), (0, canvas[0] - height), (0, canvas[1] - width))
         return (
             self.sizes,
             [torch.tensor(b).double() for b in self.boxes],
