@@ -18,6 +18,7 @@ from convnext_jax.constants import IMAGENET_1K_CLASSES
 from convnext_jax.convert.published import find_published
 from convnext_jax.errors import InputError, did_you_mean
 from convnext_jax.models.pretrained import PRETRAINED
+from convnext_jax.models.registry import get_variant
 from convnext_jax.progress import progress_bar
 from convnext_jax.reproducing.page import Result, as_json, markdown, plot
 from convnext_jax.reproducing.tables import SERVER, Row, Table
@@ -32,7 +33,8 @@ RECORDS = "results.json"
 HUB, AUTHORS = "hub", "authors"
 # What of a task's options a metric needs.
 _OPTIONS = {"miou_multi_scale": {"multi_scale": True}}
-_NO_DETECTION = "Wait for a version of this project that detects."
+# What models of a test set do, where it is not to classify.
+_TASKS = {"ade20k": "segmentation", "coco": "detection"}
 
 
 def location_of(row: Row, weights: str) -> str:
@@ -146,7 +148,7 @@ def reproduce(
     kept = Records(workdir / RECORDS, again=again)
     reading = {key: value for key, value in reading.items() if value is not None}
     accepts = Acceptance(partial, reading.get("on_error") == "skip")
-    needed = dict.fromkeys(row.test_set for row in rows if row.test_set in TEST_SETS)
+    needed = dict.fromkeys(row.test_set for row in rows)
     parts, missing, failed = found_parts(needed, data_dir)
     of_set = {name: [part for part in parts if part.set_name == name] for name in needed}
     absent = {name: _sentence(why) for name, why in (missing | failed).items()}
@@ -155,9 +157,7 @@ def reproduce(
         results.pop(row.name, None)
     jobs: dict[str, _Job] = {}
     for row in rows:
-        if row.test_set not in TEST_SETS:
-            results[row.name] = Result(None, _NO_DETECTION)
-        elif row.test_set in absent:
+        if row.test_set in absent:
             results[row.name] = Result(None, absent[row.test_set])
         else:
             try:
@@ -225,7 +225,8 @@ def reproduce(
                         if isinstance(found, str):
                             why = found
                         else:
-                            kept.add(_what(row, part, job), found)
+                            for other in _measured_with(row, job):
+                                kept.add(_what(other, part, job), found)
                             of_row[part.key] = found
                 result = Result(None, why) if why else _result(row, of_row)
                 results[row.name] = result
@@ -236,6 +237,17 @@ def reproduce(
             job.free()
     write()
     return all(results[row.name].value is not None for row in rows)
+
+
+def _measured_with(row: Row, job: _Job) -> list[Row]:
+    """The rows of the same weights whose metrics come out at once, such as AP of boxes and masks."""
+    options = _OPTIONS.get(row.metric)
+    return [
+        other
+        for other in job.rows
+        if (other.test_set, other.size) == (row.test_set, row.size)
+        and _OPTIONS.get(other.metric) == options
+    ]
 
 
 def _chosen(tables: Sequence[Table], only: Sequence[str]) -> list[Row]:
@@ -274,9 +286,14 @@ def _remembered(tables: Sequence[Table], kept: Records, accepts: Acceptance) -> 
 
 def _unfit(row: Row, scorer: Scorer) -> str | None:
     """Why weights are not those of a row, a sentence; None: they are."""
-    if row.test_set == "ade20k":
-        return None  # which of both sizes of windows it is says the file
     model = scorer.model
+    task = get_variant(model.spec.name).task
+    if task != (needed := _TASKS.get(row.test_set, "classification")):
+        return f"Weights for {needed} are needed; {scorer.weights} are for {task}."
+    if row.test_set == "coco" and not str(row.file).startswith(f"{model.spec.name}_"):
+        return f"{scorer.weights} are of {model.spec.name}, which {row.model} is not."
+    if row.test_set in _TASKS:
+        return None  # what sizes of images it takes says the file
     size, classes = model.preprocessing.input_size, model.spec.num_classes
     for unit, needed, has in (
         ("pixels", row.size, size),
@@ -316,6 +333,8 @@ def _result(row: Row, found: Mapping[str, Any]) -> Result:
         "error": lambda: of_set["error"],
         "miou": lambda: 100 * of_set["miou"],
         "miou_multi_scale": lambda: 100 * of_set["miou"],
+        "box_ap": lambda: 100 * of_set["box_ap"],
+        "mask_ap": lambda: 100 * of_set["mask_ap"],
     }[row.metric]()
     released = TEST_SETS[row.test_set].images * len(found)
     whole = of_set["num_images"] == released and not of_set["num_skipped"]

@@ -69,6 +69,7 @@ TEST_SETS = {
         "ImageNet-C-bar", 50_000, "imagenet_c_bar", corruptions=C_BAR, whole=True
     ),
     "ade20k": TestSet("ADE20K", 2_000, dataset="ade20k", split="validation"),
+    "coco": TestSet("COCO", 5_000, dataset="coco2017", split="validation"),
 }
 # Prepared datasets whose images are as networks of 224 pixels take them.
 _WHOLE = ("imagenet2012_corrupted",)

@@ -218,7 +218,7 @@ def test_what_does_not_fit_says_so_and_the_others_go_on(sets, tmp_path, capsys):
     missing = rows_of(tmp_path / "tables", "isotropic").values()
     assert all("put convnext_iso_" in row["missing"].lower() for row in missing)
     (row, *_) = rows_of(tmp_path / "tables", "coco").values()
-    assert "detects" in row["missing"]
+    assert "COCO is not there: prepare it with" in row["missing"]
     (row, *_) = rows_of(tmp_path / "tables", "ade20k").values()
     assert "ADE20K is not there: prepare it with" in row["missing"]
     page = (tmp_path / "tables" / "imagenet1k.md").read_text()
