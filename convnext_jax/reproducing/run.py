@@ -240,7 +240,7 @@ def reproduce(
 
 
 def _measured_with(row: Row, job: _Job) -> list[Row]:
-    """The rows of the same weights whose metrics come out at once, such as AP of boxes and masks."""
+    """The rows whose metrics come out with a row's, such as AP of boxes with AP of masks."""
     options = _OPTIONS.get(row.metric)
     return [
         other

@@ -151,6 +151,17 @@ def test_what_cannot_be_trained(overrides, fragments, env, tmp_path):
         assert fragment in done.stderr
 
 
+@pytest.mark.slow  # four hundred steps
+def test_eight_scenes_are_learnt_by_heart(env, tmp_path):
+    few = [f"--config.data.{split}_split=train[:8]" for split in ("train", "eval")]
+    rates = ["--config.num_steps=400", "--config.optim.milestones=(150,)"]
+    plain = ("--config.report_examples=0", "--config.tensorboard=False")
+    commands.train(tmp_path, env, *plain, *few, *rates, config=CONFIG)
+    found = commands.records(tmp_path)[-1]
+    # 100 % was seen; 95 % is the least that says it can.
+    assert found["eval_params_box_ap"] > 0.95 and found["eval_params_mask_ap"] > 0.95
+
+
 @pytest.mark.slow  # two programs of its own
 def test_a_backbone_from_a_classifier(folders, env, tmp_path):
     """Of a run of ours; the stages are its, the rest is new, and the start says so."""
