@@ -59,7 +59,7 @@ def read_config(settings: Settings, model: str) -> Said:
                     f" one `{argument}`"
                 )
         elif ours is None and not keys.NO_MATTER.fullmatch(key):
-            unknown.append(f"`{path}` ({value})")
+            unknown.append(f"`{path or 'model'}` ({value})")
         elif ours is not None and not (ours and all(_same(value, x) for x in ours)):
             expected = " and ".join(map(str, ours)) if ours else "no such stage"
             if key in keys.COMPUTES | keys.COMPUTES_ALSO[architecture] | keys.STAGES:
