@@ -115,14 +115,20 @@ def report(weights: Weights) -> str:
 def not_said(weights: Weights, format: str, output: Path) -> list[str]:
     """What an exported file does not say of weights, sentences for those who pass it on."""
     feeding, names = weights.description.preprocessing, weights.description.class_names
-    size, windows = feeding.input_size, feeding.crop_mode == "window"
+    size, mode = feeding.input_size, feeding.crop_mode
     if format == "timm" and not output.suffix:
         return []
     if format == "hf":
-        return [SQUASHES.format(squash=size, side=size)] if windows else []
-    has_names = windows and names is not None and output.suffix != ".safetensors"
+        return [SQUASHES.format(squash=size, side=size)] if mode == "window" else []
+    has_names = mode in ("window", "fit") and names is not None and output.suffix != ".safetensors"
     lost = "" if has_names else "what the classes are called, nor "
-    fed = f"in windows of {size}" if windows else f"at {size}"
+    if mode == "fit":
+        return [
+            f"this file does not say {lost}that images are resized to a shorter side of {size}"
+            f" pixels, or a longer one of {feeding.longest_side}, nor any setting of its model;"
+            " checkpoints of ours do"
+        ]
+    fed = f"in windows of {size}" if mode == "window" else f"at {size}"
     return [
         f"this file does not say {lost}that images are fed {fed} pixels; `--to hf` and checkpoints"
         " of ours do, and a folder with `--to timm`"

@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
-from convnext_jax.convert import upernet_rows
+from convnext_jax.convert import detector_rows, upernet_rows
+from convnext_jax.convert.heads import TITLES
 from convnext_jax.convert.keys import ONES_AFTER, ONES_BEFORE, PLAIN, Row
 
 
@@ -20,6 +21,7 @@ class Dialect:
       supplied: our parameters that such files never hold, and the constant that takes their place.
       droppable: patterns of tensors that are no part of the image model.
       duplicates: tensors that repeat others.
+      heads: what stands over the backbone, a key of `heads.TITLES`.
     """
 
     format: str
@@ -30,6 +32,7 @@ class Dialect:
     supplied: Mapping[str, float] = dataclasses.field(default_factory=dict)
     droppable: tuple[str, ...] = ()
     duplicates: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    heads: str = ""
 
 
 # Our names are those of the reference implementation: V1, V2 (which has GRN and no `gamma`).
@@ -175,6 +178,22 @@ def _upernet(format: str, first: str, *tables: tuple[Row, ...]) -> Dialect:
         (first, upernet_rows.PRESENT),
         tuple(row for table in tables for row in table),
         droppable=(upernet_rows.COUNTERS,),
+        heads="upernet",
+    )
+
+
+def _detectors(format: str, first: str, rows: tuple[Row, ...]) -> tuple[Dialect, ...]:
+    """Both detectors in a format, whose backbone has a name that begins with `first`."""
+    return tuple(
+        Dialect(
+            format,
+            f"{format}, {TITLES[heads]}",
+            (first, detector_rows.PRESENT[heads]),
+            (*upernet_rows.backbone(rows), *upernet_rows.NORMS, *detector_rows.heads(heads)),
+            droppable=(detector_rows.COUNTERS,),
+            heads=heads,
+        )
+        for heads in detector_rows.PRESENT
     )
 
 
@@ -286,7 +305,7 @@ DIALECTS: tuple[Dialect, ...] = (
     _upernet(
         "mmseg",
         "backbone.stages.0.0.depthwise_conv.",
-        upernet_rows.backbone(upernet_rows.MMSEG_BACKBONE),
+        upernet_rows.backbone(upernet_rows.MMPRETRAIN_BACKBONE),
         upernet_rows.NORMS,
         upernet_rows.heads("bn", "conv_seg"),
     ),
@@ -297,6 +316,9 @@ DIALECTS: tuple[Dialect, ...] = (
         upernet_rows.HF_NORMS,
         upernet_rows.heads("batch_norm", "classifier"),
     ),
+    # mmdetection 2 with Facebook's backbone, and with mmpretrain's, as mmdetection 3 has it.
+    *_detectors("facebook", "backbone.stages.0.0.dwconv.", _FACEBOOK),
+    *_detectors("mmdet", "backbone.stages.0.0.depthwise_conv.", upernet_rows.MMPRETRAIN_BACKBONE),
 )
 
 FORMATS = tuple(dict.fromkeys(dialect.format for dialect in DIALECTS))

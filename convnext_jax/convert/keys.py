@@ -10,11 +10,6 @@ import numpy as np
 from convnext_jax import progress
 from convnext_jax.errors import InputError
 
-# Ours to PyTorch's, by number of axes: HWIO to OIHW (a depthwise kernel [k, k, 1, C] becomes
-# [C, 1, k, k]), and [in, out] to [out, in].
-_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
-_FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
-
 # Float32 holds their values exactly; anything else would be rounded, or is no weight.
 _FLOATS = ("float32", "float16", "bfloat16")
 
@@ -37,6 +32,49 @@ ONES_AFTER = Layout(after=(1, 1))  # layer scale [C, 1, 1], a 1x1 convolution [o
 
 
 @dataclasses.dataclass(frozen=True)
+class Order:
+    """Where our axes are in PyTorch's plain tensor.
+
+    Attributes:
+      convolution: ours of a kernel, in the order of PyTorch's.
+      map: rows and columns of a map that a linear layer looks at as a vector; ours has its channels
+        last, PyTorch's first. None: it looks at no map.
+    """
+
+    convolution: tuple[int, int, int, int]
+    map: tuple[int, int] | None = None
+
+    def plain(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in PyTorch of what has `shape` here; biases are the same in both."""
+        if len(shape) == 4:
+            return tuple(shape[axis] for axis in self.convolution)
+        return shape[::-1]  # [in, out] to [out, in]
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """The plain tensor of our array."""
+        if array.ndim == 4:
+            return array.transpose(self.convolution)
+        if array.ndim == 2 and self.map is not None:
+            features = array.reshape(*self.map, -1, array.shape[1])
+            return features.transpose(3, 2, 0, 1).reshape(self.plain(array.shape))
+        return array.T
+
+    def from_torch(self, tensor: np.ndarray) -> np.ndarray:
+        """The inverse of `to_torch`."""
+        if tensor.ndim == 4:
+            return tensor.transpose(np.argsort(self.convolution))
+        if tensor.ndim == 2 and self.map is not None:
+            features = tensor.reshape(len(tensor), -1, *self.map)
+            return features.transpose(2, 3, 1, 0).reshape(tensor.shape[::-1])
+        return tensor.T
+
+
+# HWIO to OIHW: a depthwise kernel [k, k, 1, C] becomes [C, 1, k, k].
+USUAL = Order((3, 2, 0, 1))
+TRANSPOSED_CONVOLUTION = Order((2, 3, 0, 1))  # HWIO to IOHW
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
     """One line of a format's table.
 
@@ -45,11 +83,13 @@ class Row:
         stands for a number (`{part}` for a word), and `*` for `kernel`, `scale` or `bias`.
       theirs: the same in the file; its `*` stands for `weight` (our kernel or scale) or `bias`.
       layouts: how the tensor may lie in a file; the first is how it is written.
+      order: of its axes.
     """
 
     ours: str
     theirs: str
     layouts: tuple[Layout, ...] = (PLAIN,)
+    order: Order = USUAL
 
     def to_theirs(self, name: str) -> str | None:
         """The name in the file of our parameter `name`; None if this row is not about it."""
@@ -88,17 +128,19 @@ class Entry:
       theirs: the file's.
       shape: ours.
       layouts: as in `Row`.
+      order: as in `Row`.
     """
 
     ours: str
     theirs: str
     shape: tuple[int, ...]
     layouts: tuple[Layout, ...]
+    order: Order = USUAL
 
     @property
     def plain(self) -> tuple[int, ...]:
         """The shape in PyTorch without axes of length 1 added."""
-        return tuple(self.shape[axis] for axis in _TO_TORCH[len(self.shape)])
+        return self.order.plain(self.shape)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -107,13 +149,12 @@ class Entry:
 
     def read(self, tensor: np.ndarray) -> np.ndarray:
         """Our float32 array, with memory of its own, from a tensor in one of the `shapes`."""
-        array = tensor.reshape(self.plain).transpose(_FROM_TORCH[len(self.shape)])
+        array = self.order.from_torch(tensor.reshape(self.plain))
         return np.array(array, dtype=np.float32, order="C")
 
     def write(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `read`, in the first of the `shapes`."""
-        tensor = array.transpose(_TO_TORCH[len(self.shape)])
-        return np.ascontiguousarray(tensor.reshape(self.shapes[0]))
+        return np.ascontiguousarray(self.order.to_torch(array).reshape(self.shapes[0]))
 
 
 def key_map(rows: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Entry]:
@@ -132,7 +173,7 @@ def key_map(rows: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> dict[
         for row in rows:
             theirs = row.to_theirs(ours)
             if theirs is not None:
-                entries[ours] = Entry(ours, theirs, tuple(shape), row.layouts)
+                entries[ours] = Entry(ours, theirs, tuple(shape), row.layouts, row.order)
                 break
     return entries
 

@@ -7,8 +7,16 @@ from typing import Any
 import numpy as np
 
 from convnext_jax import tree
-from convnext_jax.convert import published, recognise, surgery, upernet_settings
+from convnext_jax.convert import (
+    config_text,
+    detector_settings,
+    published,
+    recognise,
+    surgery,
+    upernet_settings,
+)
 from convnext_jax.convert.formats import Dialect
+from convnext_jax.convert.heads import DETECTORS
 from convnext_jax.convert.keys import apply, key_map
 from convnext_jax.convert.read import Source, read
 from convnext_jax.errors import InputError
@@ -70,8 +78,8 @@ def load(
       model: a name from `list_models()`; None: recognised from the shapes.
       overrides: keyword arguments of `create_model` by which the model differs from its variant,
         such as `depths`; kernel size, layer scale and widths of heads are seen from the shapes.
-      num_classes: asks for an untrained head for so many classes (of a UPerNet, for untrained last
-        convolutions of both heads); None, or the file's number: the file's head.
+      num_classes: asks for an untrained head for so many classes (of what segments or detects, for
+        untrained last layers of all heads); None, or the file's number: the file's head.
       in_channels: asks for a first convolution for so many channels, made from the file's.
       ema: as `read.read` takes it.
 
@@ -107,10 +115,13 @@ def _convert(
     else:
         recognise.require_kind(found, model)
         seen = recognise.overrides_for(found, model)
-    overrides = {**seen, **overrides}
-    if found.upernet:
+    said = detector_settings.Said({}, [])
+    if found.heads in DETECTORS:
+        said = detector_settings.read_config(source.settings, model)
+    overrides = {**seen, **said.overrides, **overrides}
+    if found.heads == "upernet":
         upernet_settings.check(source.settings, model)
-    else:
+    elif not found.heads:
         published.check_settings(source.settings, model, overrides)
 
     arrays, notes = _arrays(source, dialect, found, model, overrides)
@@ -130,7 +141,9 @@ def _convert(
     def filled(shapes: dict[Any, Any]) -> dict[Any, Any]:
         return tree.map_with_names(lambda name, _: arrays[name], shapes)
 
-    about = _about_upernet if found.upernet else _about_classifier
+    about = _about_classifier
+    if found.heads:
+        about = _about_detector if found.heads in DETECTORS else _about_upernet
     licence, preprocessing, names, remarks = about(source, dialect, found, model)
     return Converted(
         model_name=model,
@@ -145,7 +158,7 @@ def _convert(
         licence=licence,
         preprocessing=preprocessing,
         class_names=names if num_classes == found.num_classes else None,
-        notes=(*notes, *changes, *remarks),
+        notes=(*notes, *changes, *remarks, *said.notes),
     )
 
 
@@ -170,8 +183,17 @@ def _about_upernet(
 ) -> _About:
     which = source.name, model, found.num_classes
     preprocessing, remarks = upernet_settings.preprocessing_of(*which, dialect, source.settings)
-    names = upernet_settings.class_names_of(source.settings, found.num_classes)
+    names = config_text.class_names_of(source.settings, found.num_classes)
     return upernet_settings.licence_of(*which), preprocessing, names, remarks
+
+
+def _about_detector(
+    source: Source, dialect: Dialect, found: recognise.Structure, model: str
+) -> _About:
+    which = source.name, model, found.num_classes
+    preprocessing, remarks = detector_settings.preprocessing_of(*which, dialect, source.settings)
+    names = config_text.class_names_of(source.settings, found.num_classes)
+    return detector_settings.licence_of(*which), preprocessing, names, remarks
 
 
 def _changed(
@@ -183,7 +205,7 @@ def _changed(
     """The arrays with what was asked to be other than in the file, and sentences on that."""
     notes = []
     if num_classes is not None and num_classes != found.num_classes:
-        if found.upernet:
+        if found.heads:
             arrays = surgery.new_classifiers(arrays, num_classes)
         else:
             width = found.head_hidden_size or found.dims[-1]

@@ -20,6 +20,8 @@ _TAGS = (
     (r"convnext_\w+_22k_224\.pth", "fb_in22k"),
     (r"convnext_\w+_22k_1k_224(_ema)?\.pth", "fb_in22k_ft_in1k"),
     (r"convnext_\w+_22k_1k_384(_ema)?\.pth", "fb_in22k_ft_in1k_384"),
+    (r"(cascade_)?mask_rcnn_convnext_\w+_1k_3x\.pth", "fb_in1k_ft_coco"),
+    (r"(cascade_)?mask_rcnn_convnext_\w+_22k_3x\.pth", "fb_in22k_ft_coco"),
     (r"convnextv2_\w+_fcmae\.pt", "fcmae"),
     (r"convnextv2_\w+_1k_224_ema\.pt", "fcmae_ft_in1k"),
     (r"convnextv2_\w+_22k_224_ema\.pt", "fcmae_ft_in22k_in1k"),

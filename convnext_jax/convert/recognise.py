@@ -8,6 +8,7 @@ from typing import Any
 from flax import nnx
 
 from convnext_jax import tree
+from convnext_jax.convert import heads
 from convnext_jax.convert.formats import DIALECTS, FORMATS, Dialect
 from convnext_jax.convert.keys import our_names
 from convnext_jax.errors import InputError
@@ -35,25 +36,24 @@ class Structure:
     head_hidden_size: int | None
     num_classes: int
     in_channels: int
-    upernet: bool
-    # Of its heads; 0: there are none, or they are damaged, which `keys.apply` will report.
+    heads: str  # a key of `heads.TITLES`: what stands over the backbone
+    # Of that; 0: it has none.
     decoder_channels: int
     auxiliary_channels: int
+    fpn_channels: int
+    head_features: int
 
 
 # What a published model may differ in from its variant, and is told by overrides.
 _OVERRIDABLE = ("kernel_sizes", "layer_scale")
-_WIDTHS = ("decoder_channels", "auxiliary_channels")
 # Not of the backbone, which is what a model is recognised by.
-_FREE = ("num_classes", "in_channels", "upernet", *_WIDTHS)
+_FREE = ("num_classes", "in_channels", "heads", *heads.WIDTHS)
 
 # Those that files of others may hold.
 _KNOWN = CLASSIFIERS | {n: row for n, row in ROADMAP.items() if n.endswith("_original")}
 
-_UPERNET = "upernet_"
-# Of these models, what is no backbone, and where the number of classes is seen.
-_HEADS = ("decode_head/", "auxiliary_head/")
-_CLASSES = tuple(f"{head}conv_seg/kernel" for head in _HEADS)
+# Names in detectors of torchvision.
+_OF_TORCHVISION = ("roi_heads.", "rpn.head.", "backbone.body.")
 
 
 def recognise_format(names: Iterable[str], format: str | None = None) -> Dialect:
@@ -76,6 +76,11 @@ def recognise_format(names: Iterable[str], format: str | None = None) -> Dialect
             continue
         if all(any(name.startswith(start) for name in names) for start in dialect.present):
             return dialect
+    if any(name.startswith(_OF_TORCHVISION) for name in names):
+        raise InputError(
+            "the file holds a detector of torchvision's, whose anchors, features of regions and"
+            " order of classes are others; of detectors only mmdetection's can be read"
+        )
     wanted = f"the format {format}" if format else f"any of the formats {', '.join(FORMATS)}"
     raise InputError(
         f"the {len(names)} tensors are not those of a ConvNeXt in {wanted}; the first are"
@@ -87,10 +92,10 @@ def structure_of(shapes: Shapes) -> Structure:
     """Reads the structure off our names and shapes; those it needs must be there.
 
     Raises:
-      InputError: there are no blocks, no stem, or no classifier in the heads of a UPerNet.
+      InputError: there are no blocks, no stem, or no classifier in the heads over a backbone.
     """
-    heads = {name: shape for name, shape in shapes.items() if name.startswith(_HEADS)}
-    if heads:
+    over = heads.architecture_of(shapes)
+    if over:
         shapes = {name.removeprefix("backbone/"): shape for name, shape in shapes.items()}
     isotropic = any(name.startswith("blocks/") for name in shapes)
     # Of a stage the 1x1 convolutions at the end of its blocks stand for its depthwise ones there.
@@ -110,9 +115,7 @@ def structure_of(shapes: Shapes) -> Structure:
             stem[0] = shape
     if not stem or sorted(blocks) != list(range(len(blocks))):
         raise InputError("the file holds only parts of a ConvNeXt: stages or the stem are missing")
-    first_conv, classes = stem[min(stem)], _last_axis(heads, *_CLASSES)
-    if heads and not classes:
-        raise InputError("the file holds only parts of a UPerNet: its heads have no classifier")
+    first_conv = stem[min(stem)]
     hidden, head = (
         shape if len(shape) == 2 else None
         for shape in (shapes.get(f"{name}/kernel", ()) for name in ("pre_logits", "head"))
@@ -129,17 +132,11 @@ def structure_of(shapes: Shapes) -> Structure:
         norm_bias=any(name.endswith(("/0/norm/bias", "/0/norm1/bias")) for name in shapes),
         head_norm_first="norm_pre/scale" in shapes,
         head_hidden_size=hidden[1] if hidden else None,
-        num_classes=classes if heads else head[1] if head else 0,
+        num_classes=heads.count_classes(over, shapes) if over else head[1] if head else 0,
         in_channels=first_conv[2],
-        upernet=bool(heads),
-        decoder_channels=_last_axis(heads, "decode_head/fpn_bottleneck/conv/kernel"),
-        auxiliary_channels=_last_axis(heads, "auxiliary_head/convs/0/conv/kernel"),
+        heads=over,
+        **heads.widths(shapes),
     )
-
-
-def _last_axis(shapes: Shapes, *names: str) -> int:
-    """The last axis of the first convolution's kernel that is there; 0: there is none."""
-    return next((shapes[name][3] for name in names if len(shapes.get(name, ())) == 4), 0)
 
 
 def source_structure(dialect: Dialect, shapes: Shapes) -> Structure:
@@ -203,11 +200,11 @@ def _structure_of_variant(name: str) -> Structure:
 
 
 def infer_model(found: Structure) -> tuple[str, dict[str, Any]]:
-    """Finds the variant that a structure belongs to; of a UPerNet by its backbone.
+    """Finds the variant that a structure belongs to; under other heads by its backbone.
 
     Returns:
       The variant's name, and the overrides by which the model differs from it: `kernel_size`,
-      `layer_scale_init`, and the widths of a UPerNet's heads.
+      `layer_scale_init`, and the widths of other heads.
 
     Raises:
       InputError: no variant has these stages, or several fit; the message names the closest, or
@@ -222,7 +219,7 @@ def infer_model(found: Structure) -> tuple[str, dict[str, Any]]:
     exact = [name for name in near if not differences[name]]
     fits = exact or [name for name in near if set(differences[name]) <= set(_OVERRIDABLE)]
     if len(fits) == 1:
-        name = _UPERNET + fits[0] if found.upernet else fits[0]
+        name = f"{found.heads}_{fits[0]}" if found.heads else fits[0]
         return name, overrides_for(found, name)
     if fits:
         raise InputError(
@@ -254,7 +251,7 @@ def overrides_for(found: Structure, name: str) -> dict[str, Any]:
         overrides["kernel_size"] = found.kernel_sizes[0] if same else found.kernel_sizes
     if "layer_scale" in different:
         overrides["layer_scale_init"] = 1e-6 if found.layer_scale else None
-    for width in _WIDTHS:
+    for width in heads.WIDTHS:
         seen = getattr(found, width)
         if seen and seen != getattr(_structure_of_variant(name), width):
             overrides[width] = seen
@@ -262,15 +259,16 @@ def overrides_for(found: Structure, name: str) -> dict[str, Any]:
 
 
 def require_kind(found: Structure, name: str) -> None:
-    """Raises an InputError if a user chose a UPerNet for what is none, or the other way round."""
-    backbone = backbone_name(name)
-    if (backbone is not None) == found.upernet:
+    """Raises an InputError if a user chose a model with other heads than are there."""
+    architecture, backbone = get_variant(name).architecture, backbone_name(name)
+    chosen = "" if backbone is None else architecture
+    if chosen == found.heads:
         return
-    other = _UPERNET + name if found.upernet else backbone
+    backbone = name if backbone is None else backbone
+    other = f"{found.heads}_{backbone}" if found.heads else backbone
     meant = f" (`{other}`, perhaps)" if other in VARIANTS else ""
-    is_there = (
-        "a UPerNet, a backbone and its heads" if found.upernet else "a classifier, no UPerNet"
-    )
+    is_there = f"a {heads.TITLES[found.heads]}"
+    is_there += ", a backbone and its heads" if found.heads else f", no {heads.TITLES[chosen]}"
     raise InputError(f"`--model` (={name}) does not fit: the file holds {is_there}{meant}")
 
 

@@ -1,5 +1,6 @@
 """The two changes to weights that may be asked for: other classes, other input channels."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -7,9 +8,8 @@ import numpy as np
 HEAD = ("head/kernel", "head/bias")
 # The standard deviation of the models' initial kernels.
 _STDDEV = 0.02
-# And of UPerNet's last convolutions, which each of its heads has.
-_OF_UPERNET = ("decode_head/conv_seg", "auxiliary_head/conv_seg")
-_STDDEV_OF_UPERNET = 0.01
+# And of the last layers of models that segment or detect; None: as He's normal distribution.
+_LAST = {"conv_seg": 0.01, "fc_cls": 0.01, "fc_reg": 0.001, "conv_logits": None}
 
 
 def new_head(
@@ -36,23 +36,37 @@ def new_head(
     return changed
 
 
+def is_last(name: str) -> bool:
+    """Whether a parameter is of the last layers of a model that segments or detects."""
+    return name.rpartition("/")[0].rpartition("/")[2] in _LAST
+
+
 def new_classifiers(arrays: Mapping[str, np.ndarray], num_classes: int) -> dict[str, np.ndarray]:
-    """Replaces the last convolution of both heads of a UPerNet by an untrained one.
+    """Replaces the last layers of all heads of a UPerNet or a detector by untrained ones.
 
     Args:
       arrays: parameters and statistics by our names.
       num_classes: of the new ones.
 
     Returns:
-      The arrays; new kernels [1, 1, width, num_classes] are normal with standard deviation 0.01 and
-      the same at every call, biases 0.
+      The arrays; new kernels [..., num_classes] (class scores of a detector have one more, for the
+      background; deltas four to a class) are normal with the standard deviation that the model
+      starts with, and the same at every call, biases 0.
     """
     changed, rng = dict(arrays), np.random.default_rng(0)
-    for name in _OF_UPERNET:
-        shape = (*arrays[f"{name}/kernel"].shape[:3], num_classes)
-        noise = rng.standard_normal(shape, dtype=np.float32)
-        changed[f"{name}/kernel"] = np.float32(_STDDEV_OF_UPERNET) * noise
-        changed[f"{name}/bias"] = np.zeros(num_classes, np.float32)
+    for name in sorted(filter(is_last, arrays)):
+        layer, _, leaf = name.rpartition("/")
+        kind = layer.rpartition("/")[2]
+        last = {"fc_cls": num_classes + 1, "fc_reg": 4 * num_classes}.get(kind, num_classes)
+        shape = (*arrays[name].shape[:-1], last)
+        stddev = _LAST[kind]
+        if stddev is None:
+            stddev = math.sqrt(2 / max(num_classes, 1))
+        changed[name] = (
+            np.zeros(shape, np.float32)
+            if leaf == "bias"
+            else np.float32(stddev) * rng.standard_normal(shape, dtype=np.float32)
+        )
     return changed
 
 

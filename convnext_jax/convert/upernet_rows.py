@@ -1,5 +1,6 @@
 """UPerNet in other implementations: tables of its heads, and of a backbone's place beside them."""
 
+import dataclasses
 from collections.abc import Iterable
 
 from convnext_jax.convert.keys import ONES_AFTER, PLAIN, Row
@@ -15,8 +16,8 @@ COUNTERS = rf"(decode_head|auxiliary_head)\.[\w.]+\.(bn|batch_norm)\.{COUNTER}"
 # What heads of a classifier or its last norm are called by us.
 _NOT_IN_BACKBONES = ("norm/*", "head/*")
 
-# mmsegmentation's backbone, which is mmpretrain's.
-MMSEG_BACKBONE = (
+# mmpretrain's backbone, which mmsegmentation and mmdetection take.
+MMPRETRAIN_BACKBONE = (
     Row("downsample_layers/{S}/{i}/*", "downsample_layers.{S}.{i}.*"),
     Row("stages/{S}/{j}/dwconv/*", "stages.{S}.{j}.depthwise_conv.*"),
     Row("stages/{S}/{j}/norm/*", "stages.{S}.{j}.norm.*"),
@@ -37,14 +38,14 @@ HF_NORMS = tuple(
 
 
 def backbone(rows: Iterable[Row], prefix: str = "backbone.") -> tuple[Row, ...]:
-    """The table of a classifier, as it is for the backbone of a UPerNet.
+    """The table of a classifier, as it is for the backbone of a UPerNet or a detector.
 
     Args:
       rows: the classifier's.
       prefix: what its names in the file get put before them.
     """
     return tuple(
-        Row(f"backbone/{row.ours}", prefix + row.theirs, row.layouts)
+        dataclasses.replace(row, ours=f"backbone/{row.ours}", theirs=prefix + row.theirs)
         for row in rows
         if row.ours not in _NOT_IN_BACKBONES
     )

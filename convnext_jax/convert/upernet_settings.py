@@ -1,4 +1,4 @@
-"""What is said beside the weights of a UPerNet: windows, classes, licence, and what it computes.
+"""What is said beside the weights of a UPerNet: windows, licence, and what it computes.
 
 Weights do not show what size of crops they were trained on, and so are evaluated in. Sources are
 Hugging Face's settings, the text of mmcv's config in a file's `meta`, and the names of files.
@@ -7,18 +7,15 @@ Hugging Face's settings, the text of mmcv's config in a file's `meta`, and the n
 import ast
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from convnext_jax.constants import ADE20K_CLASSES
-from convnext_jax.convert import published
+from convnext_jax.convert import config_text, published
+from convnext_jax.convert.config_text import Settings
 from convnext_jax.convert.formats import Dialect
-from convnext_jax.convert.read import META
 from convnext_jax.errors import InputError
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.variants import Preprocessing
-
-Settings = Mapping[str, Mapping[str, Any]]
 
 # Names of the publishers' files and repositories, and the side of the windows in pixels. Hugging
 # Face's settings have 512 for all; the large ones were trained on 640.
@@ -53,11 +50,11 @@ def check(settings: Settings, model: str) -> None:
         ("`config.json`", "pool_scales", config.get("pool_scales"), _COMPUTES["pool_scales"]),
         ("`config.json`", "hidden_act", backbone.get("hidden_act"), activation),
     ]
-    text = _config(settings)
+    text = config_text.parse(settings)
     said += [
         ("the config in its `meta`", key, value, ours)
         for key, ours in _COMPUTES.items()
-        for value in _literals(text, key)
+        for value in config_text.literals(text, key)
     ]
     for where, key, value, ours in said:
         value = tuple(value) if isinstance(value, list) else value
@@ -68,25 +65,6 @@ def check(settings: Settings, model: str) -> None:
 def licence_of(name: str, model: str, num_classes: int) -> str | None:
     """The licence of published weights by the name of their file or repository, SPDX; or None."""
     return None if _published_side(name, model, num_classes) is None else _LICENCE
-
-
-def class_names_of(settings: Settings, num_classes: int) -> tuple[str, ...] | None:
-    """The names of the classes that a file's `meta` or the settings beside it give, or None.
-
-    Raises:
-      InputError: they name another number of classes.
-    """
-    meta = settings.get(META, {})
-    about = meta.get("dataset_meta")  # since mmsegmentation 1.0
-    names = about.get("classes") if isinstance(about, Mapping) else meta.get("CLASSES")
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        names = published.class_names_of(settings, num_classes)
-    elif len(names) != num_classes:
-        raise InputError(
-            f"its `meta` names {len(names)} classes, but the weights are for {num_classes}"
-        )
-    # mmsegmentation's list of ADE20K's has a blank after one.
-    return None if names is None else tuple(name.strip() for name in names)
 
 
 def preprocessing_of(
@@ -107,7 +85,7 @@ def preprocessing_of(
     """
     variant = get_variant(model)
     fed = published.preprocessing_of(model, None, dialect, settings)
-    text = _config(settings)
+    text = config_text.parse(settings)
     windows = _windows(text)
     known = _published_side(name, model, num_classes)
     in_name = re.search(r"(?<!\d)(\d+)x\1(?!\d)", _last_part(name))
@@ -139,7 +117,7 @@ def preprocessing_of(
         crop_fraction=fraction,
         crop_mode=variant.crop_mode,
         interpolation=variant.interpolation,
-        **_normalisation(text),
+        **config_text.normalisation(text),
     )
     return fed, notes
 
@@ -159,82 +137,25 @@ def _published_side(name: str, model: str, num_classes: int) -> int | None:
     return None
 
 
-def _config(settings: Settings) -> ast.AST | None:
-    """The config in a file's `meta` as a syntax tree; it is not run. None: there is none."""
-    meta = settings.get(META, {})
-    text = meta.get("config", meta.get("cfg"))  # the latter since mmsegmentation 1.0
-    if not isinstance(text, str):
-        return None
-    try:
-        return ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-def _values(node: ast.AST | None, name: str) -> Iterator[ast.expr]:
-    """All that is given to a name, as a variable or an argument of `dict`, anywhere in a tree."""
-    for part in () if node is None else ast.walk(node):
-        if isinstance(part, ast.keyword) and part.arg == name:
-            yield part.value
-        elif isinstance(part, ast.Assign):
-            if any(isinstance(target, ast.Name) and target.id == name for target in part.targets):
-                yield part.value
-
-
-def _literals(node: ast.AST | None, name: str) -> list[Any]:
-    """Those of the values that are plain Python, lists as tuples."""
-    found = []
-    for value in _values(node, name):
-        try:
-            literal = ast.literal_eval(value)
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            continue
-        found.append(tuple(literal) if isinstance(literal, list) else literal)
-    return found
-
-
 def _windows(text: ast.AST | None) -> tuple[tuple[int, int], int] | None:
     """Height and width of windows, and what the shorter side of images is resized to; pixels.
 
     None: the config does not say the former, or says several. What it does not say of the latter
     is as in the paper, where both are the same.
     """
-    tests = [pair for test in _values(text, "test_cfg") for pair in _pairs(test, "crop_size")]
-    crops = set(tests) if tests else set(_pairs(text, "crop_size"))
+    tests = [
+        pair
+        for test in config_text.values(text, "test_cfg")
+        for pair in config_text.pairs(test, "crop_size")
+    ]
+    crops = set(tests) if tests else set(config_text.pairs(text, "crop_size"))
     if len(crops) != 1:
         return None
     (crop,) = crops
     sizes = {
         pair
-        for pipeline in _values(text, "test_pipeline")
+        for pipeline in config_text.values(text, "test_pipeline")
         for key in ("img_scale", "scale")
-        for pair in _pairs(pipeline, key)
+        for pair in config_text.pairs(pipeline, key)
     }
     return crop, min(sizes.pop()) if len(sizes) == 1 else min(crop)
-
-
-def _pairs(node: ast.AST | None, name: str) -> list[tuple[int, int]]:
-    return [
-        literal
-        for literal in _literals(node, name)
-        if isinstance(literal, tuple)
-        and len(literal) == 2
-        and all(isinstance(side, int) and side > 0 for side in literal)
-    ]
-
-
-def _normalisation(text: ast.AST | None) -> dict[str, tuple[float, ...]]:
-    """Mean and standard deviation, where the config has one set of them, for pixels in 0..255."""
-    fields = {}
-    for key in ("mean", "std"):
-        found = {
-            literal
-            for literal in _literals(text, key)
-            if isinstance(literal, tuple)
-            and len(literal) == 3
-            and all(isinstance(x, int | float) for x in literal)
-        }
-        if len(found) == 1:
-            # Rounded, so that 123.675 is 0.485 again.
-            fields[key] = tuple(round(x / 255, 8) for x in found.pop())
-    return fields

@@ -12,6 +12,7 @@ import numpy as np
 from convnext_jax import progress, tree
 from convnext_jax.convert import recognise
 from convnext_jax.convert.formats import DIALECTS, Dialect
+from convnext_jax.convert.heads import TITLES
 from convnext_jax.convert.hf_upernet import upernet_config, upernet_preprocessor
 from convnext_jax.convert.keys import ONES_AFTER, Entry, key_map
 from convnext_jax.convert.published import PIL_FILTERS, TIMM_ARGUMENTS
@@ -24,7 +25,7 @@ from convnext_jax.errors import InputError
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.variants import ROADMAP, Preprocessing
 
-EXPORTS = ("facebook", "timm", "torchvision", "hf", "mmseg")
+EXPORTS = ("facebook", "timm", "torchvision", "hf", "mmseg", "mmdet")
 
 # timm computes the perceptrons of these with 1x1 convolutions.
 _CONVOLUTION_PERCEPTRONS = (
@@ -52,9 +53,9 @@ def export(
     Args:
       params: tree of float32 arrays, the model's parameters.
       model_name: of the model, and with that of what to create on the other side.
-      format: one of `EXPORTS`. `facebook` writes the state dict under `model`, of a UPerNet, like
-        `mmseg`, under `state_dict`, as published files do; `timm` and `torchvision` the bare state
-        dict.
+      format: one of `EXPORTS`. `facebook` writes the state dict under `model`, of what segments or
+        detects, like `mmseg` and `mmdet`, under `state_dict`, as published files do; `timm` and
+        `torchvision` the bare state dict.
       path: for `hf` a folder, which `from_pretrained` opens; otherwise a `.pth`, `.pt` or `.bin`
         file, which needs PyTorch, or a `.safetensors` file. It appears when it is complete. For
         `timm` also a folder, a path without an ending, which `timm.create_model` opens as
@@ -62,7 +63,8 @@ def export(
       batch_stats: tree of float32 arrays, the model's batch statistics; None: it has none.
       overrides: keyword arguments of `create_model` by which the model differs from its variant.
       preprocessing: how images are fed to the model, which folders note; None: as the variant's.
-      class_names: one for each class, which folders note, and PyTorch's files of a UPerNet.
+      class_names: one for each class, which folders note, and PyTorch's files of what segments or
+        detects.
 
     Raises:
       InputError: the format cannot express the model, the parameters are not the model's, or
@@ -110,7 +112,7 @@ def export(
                 settings = {
                     "config.json": _hf_config(model_name, found, given, feed, class_names),
                     "preprocessor_config.json": (
-                        upernet_preprocessor(feed) if found.upernet else _hf_preprocessor(feed)
+                        upernet_preprocessor(feed) if found.heads else _hf_preprocessor(feed)
                     ),
                 }
             for name, content in settings.items():
@@ -125,11 +127,13 @@ def export(
         elif path.suffix in _PICKLES:
             state = {theirs: tensor(theirs) for theirs in shapes}
             under, beside = "model" if format == "facebook" else None, {}
-            if found.upernet:
+            if found.heads:
                 under = "state_dict"
-                # mmsegmentation asks for both.
                 names = None if class_names is None else list(class_names)
-                beside[META] = {"CLASSES": names, "PALETTE": None}
+                if found.heads == "upernet":  # mmsegmentation asks for both
+                    beside[META] = {"CLASSES": names, "PALETTE": None}
+                else:  # mmdetection has names of its own where there are none
+                    beside[META] = {} if names is None else {"CLASSES": names}
             _complete(path, lambda part: write_pickle(part, state, under, beside))
         else:
             endings = ", ".join((*_PICKLES, ".safetensors"))
@@ -170,10 +174,10 @@ def export_map(
     variant = get_variant(model_name)
     eps = overrides.get("norm_eps", variant.norm_eps)
     activation = overrides.get("activation", variant.activation)
+    known = any((d.format, d.heads) == (format, found.heads) for d in DIALECTS)
     rules = [
         ("isotropic models", not found.isotropic or format == "facebook"),
-        ("UPerNet", not found.upernet or format not in ("timm", "torchvision")),
-        ("classifiers", found.upernet or format != "mmseg"),
+        (TITLES[found.heads] if found.heads else "classifiers", known),
     ]
     if format != "timm":
         rules += [
@@ -215,7 +219,7 @@ def _dialect(format: str, found: Structure, stem: str) -> Dialect:
         "torchvision": "torchvision",
         "hf": f"hf, {_hf_prefix(found) if found.num_classes else ''}",
     }
-    name = f"{format}, UPerNet" if found.upernet else names[format]
+    name = f"{format}, {TITLES[found.heads]}" if found.heads else names[format]
     return next(dialect for dialect in DIALECTS if dialect.name == name)
 
 
@@ -285,7 +289,7 @@ def _hf_config(
     if not found.grn:
         # Only whether it is 0 matters to a model whose weights are loaded.
         config["layer_scale_init_value"] = 1e-6 if found.layer_scale else 0.0
-    if found.upernet:
+    if found.heads:
         del config["architectures"]
         config = upernet_config(config, found)
     if found.num_classes:

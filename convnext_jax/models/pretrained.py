@@ -1,11 +1,16 @@
-"""The published weights that timm lists: what they are for, and how images are fed to them."""
+"""Published weights: what they are for, and how images are fed to them.
+
+Those that timm lists, and the authors' own files that it does not.
+"""
 
 import dataclasses
 import functools
 from typing import Any
 
-from convnext_jax.constants import IMAGENET_1K_CLASSES, IMAGENET_22K_CLASSES
+from convnext_jax.constants import COCO_CLASSES, IMAGENET_1K_CLASSES, IMAGENET_22K_CLASSES
 from convnext_jax.models.variants import CLIP_MEAN, CLIP_STD, HALF, Preprocessing
+
+_SERVER = "https://dl.fbaipublicfiles.com/convnext/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +23,14 @@ class Pretrained(Preprocessing):
       num_classes: length of the logits, or of an OpenCLIP tower's embedding; 0: there is no head.
       final_norm: whether the weights have the model's last norm; without, it keeps its initial
         value, and the embedding is not one that was trained.
+      file: on the authors' server, of weights that the Hub has no copy of; None: it has one.
     """
 
     name: str
     licence: str
     num_classes: int = IMAGENET_1K_CLASSES
     final_norm: bool = True
+    file: str | None = None
 
     @property
     def variant(self) -> str:
@@ -34,6 +41,11 @@ class Pretrained(Preprocessing):
     def hub_id(self) -> str:
         """The repository on the Hugging Face Hub that has the weights, under timm's names."""
         return f"timm/{self.name}"
+
+    @property
+    def url(self) -> str | None:
+        """Of the file on the authors' server."""
+        return None if self.file is None else f"{_SERVER}{self.file}"
 
 
 _IN12K: dict[str, Any] = {"num_classes": 11821}
@@ -166,14 +178,36 @@ _ROWS = [
 
 PRETRAINED: dict[str, Pretrained] = {row.name: row for row in _ROWS}
 
+
+def _coco(detector: str, size: str, data: str) -> Pretrained:
+    """A detector, and the ImageNet that its backbone saw before."""
+    variant = f"{detector}_convnext_{size}"
+    return _facebook(
+        f"{variant}.fb_in{data}_ft_coco",
+        num_classes=COCO_CLASSES,
+        input_size=800,
+        longest_side=1333,
+        crop_fraction=1.0,
+        crop_mode="fit",
+        interpolation="bilinear",
+        file=f"coco/{variant}_{data}_3x.pth",
+    )
+
+
 # Of the authors' files those that the Hub has no copy of, under names as timm would give them.
 NOT_ON_HUB: dict[str, Pretrained] = {
     row.name: row
     for row in (
-        _facebook("convnext_base.fb_in1k_384", **_SQUASH_384),
-        _facebook("convnext_large.fb_in1k_384", **_SQUASH_384),
-        _facebook("convnext_isotropic_small.fb_in1k"),
-        _facebook("convnext_isotropic_base.fb_in1k"),
-        _facebook("convnext_isotropic_large.fb_in1k"),
+        _facebook("convnext_base.fb_in1k_384", **_SQUASH_384, file="convnext_base_1k_384.pth"),
+        _facebook("convnext_large.fb_in1k_384", **_SQUASH_384, file="convnext_large_1k_384.pth"),
+        *(
+            _facebook(
+                f"convnext_isotropic_{size}.fb_in1k", file=f"convnext_iso_{size}_1k_224_ema.pth"
+            )
+            for size in ("small", "base", "large")
+        ),
+        _coco("mask_rcnn", "tiny", "1k"),
+        *(_coco("cascade_mask_rcnn", size, "1k") for size in ("tiny", "small", "base")),
+        *(_coco("cascade_mask_rcnn", size, "22k") for size in ("base", "large", "xlarge")),
     )
 }

@@ -5,7 +5,8 @@ All commands understand the same words, because all of them ask here:
 - a checkpoint of ours: a run's workdir, the directory of its checkpoints, or one step's; on a disk
   or in a bucket (`gs://...`);
 - weights of others: a PyTorch or safetensors file or a Hugging Face folder, on a disk or in a
-  bucket; the URL of a file; `hf-hub:organisation/name`; or a name of `list_pretrained()`.
+  bucket; the URL of a file; `hf-hub:organisation/name`; or a published name, of `list_pretrained()`
+  or `models.pretrained.NOT_ON_HUB`.
 """
 
 import argparse
@@ -23,9 +24,10 @@ from jax.sharding import Mesh
 
 from convnext_jax import sharding
 from convnext_jax.convert.download import WEIGHTS
+from convnext_jax.data import coco_classes
 from convnext_jax.errors import InputError, needed_for
-from convnext_jax.models.pretrained import PRETRAINED
-from convnext_jax.models.registry import get_pretrained
+from convnext_jax.models.pretrained import NOT_ON_HUB, PRETRAINED
+from convnext_jax.models.registry import get_pretrained, get_variant
 from convnext_jax.models.spec import ModelDescription, ModelSpec
 from convnext_jax.models.variants import VARIANTS
 
@@ -196,6 +198,8 @@ def resolve(source: str) -> str | None:
         return source if _is_of_others([entry.name for entry in path.iterdir()]) else None
     if exists:
         return source
+    if source in NOT_ON_HUB and (url := NOT_ON_HUB[source].url) is not None:
+        return url
     if source in PRETRAINED or "." in source and source.partition(".")[0] in VARIANTS:
         return f"{_HUB}{get_pretrained(source).hub_id}"
     raise InputError(f"there is no file or folder {source}{_hint(source)}")
@@ -217,7 +221,8 @@ def _is_file(name: str) -> bool:
 def _hint(source: str) -> str:
     """How what is not there may have been meant, the end of a sentence."""
     if source in VARIANTS:
-        known = [name for name in PRETRAINED if name.partition(".")[0] == source]
+        names = (*PRETRAINED, *NOT_ON_HUB)
+        known = [name for name in names if name.partition(".")[0] == source]
         if not known:
             return f"; {source} is a model, of which no published weights are known"
         return f"; {source} is a model, whose published weights are called {' or '.join(known)}"
@@ -286,9 +291,15 @@ def _converted(
 
     found = loading.load(location, ema=ema, **conversion)
     spec = ModelSpec(found.model_name, found.num_classes, found.overrides)
+    names = found.class_names
+    detects = get_variant(spec.name).task == "detection"
+    if names is None and detects and "num_classes" not in conversion:
+        # Detectors of so many classes are COCO's, in its order, unless they say otherwise.
+        of_coco = coco_classes.CLASSES
+        names = of_coco if spec.num_classes == len(of_coco) else None
     return Weights(
         source=source,
-        description=ModelDescription(spec, found.preprocessing, found.class_names),
+        description=ModelDescription(spec, found.preprocessing, names),
         parameters=found.parameters,
         step=None,
         config=None,

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from convnext_jax import tree
+from convnext_jax.convert import surgery
 from convnext_jax.errors import InputError
 from convnext_jax.models.registry import Model, backbone_name, same_network
 from convnext_jax.models.spec import ModelSpec, batch_stats_of, params_of
@@ -144,8 +145,6 @@ def _build(
         arrays |= _random(spec, rngs, places, [name for name in places if _is_head(name)])
     channels = spec.overrides.get("in_channels", 3)
     if channels != saved.overrides.get("in_channels", 3):
-        from convnext_jax.convert import surgery
-
         kernel = surgery.first_kernel(arrays)
         changed = surgery.other_channels(np.asarray(arrays[kernel]), channels)
         arrays = arrays | {kernel: placed(changed, places[kernel])}
@@ -158,7 +157,7 @@ def _build(
 
 def _is_head(name: str) -> bool:
     """Whether an array is of what gives the logits, and with them of the classes."""
-    return name.startswith("head/") or "/conv_seg/" in name
+    return name.startswith("head/") or surgery.is_last(name)
 
 
 def _random(

@@ -8,7 +8,7 @@ from oracles import torch
 from upernet_originals import CLASSES, CONFIG, MODEL
 
 from convnext_jax.constants import IMAGENET_MEAN, IMAGENET_STD
-from convnext_jax.convert import upernet_settings
+from convnext_jax.convert import config_text, upernet_settings
 from convnext_jax.convert.__main__ import main
 from convnext_jax.convert.formats import DIALECTS
 from convnext_jax.convert.loading import load
@@ -125,7 +125,7 @@ def names(meta=None, labels=None, classes=2):
     settings = {"meta": meta or {}}
     if labels:
         settings["config.json"] = {"id2label": {str(i): name for i, name in enumerate(labels)}}
-    return upernet_settings.class_names_of(settings, classes)
+    return config_text.class_names_of(settings, classes)
 
 
 def test_class_names():
