@@ -12,16 +12,17 @@ from convnext_jax.models.pretrained import NOT_ON_HUB, PRETRAINED, Pretrained
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.variants import CLASSIFIERS, CLIP_MEAN, CLIP_STD, Preprocessing
 
-# File and repository names of the publishers, and timm's tag for the same weights. (V2's "22k"
-# files, also in "im22k" folders, are 22K models fine-tuned on 1K: 1000 classes.)
+# File and repository names of the publishers, and timm's tag for the same weights; MODEL stands for
+# the model's own name. (V2's "22k" files, also in "im22k" folders, are 22K models fine-tuned on 1K:
+# 1000 classes.)
 _TAGS = (
     (r"convnext_\w+_1k_224(_ema)?\.pth", "fb_in1k"),
     (r"convnext_\w+_1k_384\.pth", "fb_in1k_384"),
     (r"convnext_\w+_22k_224\.pth", "fb_in22k"),
     (r"convnext_\w+_22k_1k_224(_ema)?\.pth", "fb_in22k_ft_in1k"),
     (r"convnext_\w+_22k_1k_384(_ema)?\.pth", "fb_in22k_ft_in1k_384"),
-    (r"(cascade_)?mask_rcnn_convnext_\w+_1k_3x\.pth", "fb_in1k_ft_coco"),
-    (r"(cascade_)?mask_rcnn_convnext_\w+_22k_3x\.pth", "fb_in22k_ft_coco"),
+    (r"MODEL_1k_3x\.pth", "fb_in1k_ft_coco"),
+    (r"MODEL_22k_3x\.pth", "fb_in22k_ft_coco"),
     (r"convnextv2_\w+_fcmae\.pt", "fcmae"),
     (r"convnextv2_\w+_1k_224_ema\.pt", "fcmae_ft_in1k"),
     (r"convnextv2_\w+_22k_224_ema\.pt", "fcmae_ft_in22k_in1k"),
@@ -85,6 +86,7 @@ def find_published(name: str, model: str, num_classes: int) -> Pretrained | None
     # timm's own names, as of its repositories and of files called after them.
     found = PRETRAINED.get(re.sub(r"\.(safetensors|bin|pth|pt)$", "", file))
     for pattern, tag in _TAGS:
+        pattern = pattern.replace("MODEL", model)
         if re.fullmatch(pattern, name if pattern.startswith("facebook/") else file):
             found = known.get(f"{model}.{tag}")
     fits = found is not None and (found.variant, found.num_classes) == (model, num_classes)

@@ -13,7 +13,7 @@ from convnext_jax.errors import InputError, did_you_mean
 from convnext_jax.models import initial
 from convnext_jax.models.convnext import ConvNeXt
 from convnext_jax.models.isotropic import ConvNeXtIsotropic
-from convnext_jax.models.pretrained import PRETRAINED, Pretrained
+from convnext_jax.models.pretrained import NOT_ON_HUB, PRETRAINED, Pretrained
 from convnext_jax.models.roadmap import RoadmapNet
 from convnext_jax.models.variants import VARIANTS, Preprocessing, Variant
 
@@ -80,7 +80,8 @@ def get_pretrained(name: str) -> Pretrained:
       InputError: if there are no such weights; the message has the closest names.
     """
     if name not in PRETRAINED:
-        raise InputError(f"`name` (={name}) must be known weights{did_you_mean(name, PRETRAINED)}")
+        near = did_you_mean(name, [*PRETRAINED, *NOT_ON_HUB])
+        raise InputError(f"`name` (={name}) must be known weights{near}")
     return PRETRAINED[name]
 
 

@@ -225,5 +225,7 @@ def test_published_files_have_names():
     words = "published weights are called cascade_mask_rcnn_convnext_large.fb_in22k_ft_coco"
     with pytest.raises(InputError, match=words):
         find("cascade_mask_rcnn_convnext_large")
+    with pytest.raises(InputError, match="did you mean mask_rcnn_convnext_tiny.fb_in1k_ft_coco"):
+        find("mask_rcnn_convnext_tiny.fb_in1k_coco")
     with pytest.raises(InputError, match="of which no published weights are known"):
         find("mask_rcnn_convnext_large")

@@ -116,6 +116,8 @@ def test_published_names_are_known():
         assert row.licence == "MIT"
         # Trained further, under the same name.
         assert published.find_published(row.url, row.variant, 3) is None
+        # Another size, under the same name.
+        assert published.find_published(row.url, f"{row.variant}_hnf", 80) is None
         variant = get_variant(row.variant)
         for field in ("input_size", "longest_side", "crop_mode", "interpolation", "mean", "std"):
             assert getattr(row, field) == getattr(variant, field), field
