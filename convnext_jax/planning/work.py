@@ -57,8 +57,8 @@ def matrix_flops(
 ) -> int:
     """Operations of the matrix products and convolutions in an instruction, nested fusions too.
 
-    A multiply-accumulate is two. A depthwise convolution and the gradient of its filter, in which
-    each output channel has a group for itself, are none: they are not matrix products.
+    A multiply-accumulate is two. A depthwise convolution and its gradients are none: with one input
+    and one output channel in each group they are not matrix products.
     """
     if instruction.operation == "dot":
         return _dot_flops(instruction, computation)
@@ -156,13 +156,10 @@ def _convolution_flops(instruction: Instruction, computation: Computation) -> in
     x, kernel = (computation.instructions[name].arrays[0] for name in instruction.operands[:2])
     y = instruction.arrays[0]
     labels = re.split("_|->", instruction.attribute("dim_labels") or "")
-    groups = max(
-        int(instruction.attribute(f"{kind}_group_count") or 1) for kind in ("feature", "batch")
-    )
-    features = y.sizes[labels[2].index("f")]
-    if groups > 1 and groups == features:
+    features, inputs = y.sizes[labels[2].index("f")], kernel.sizes[labels[1].index("i")]
+    if _is_depthwise(instruction, features, inputs, x.sizes[labels[0].index("b")]):
         return 0
-    products = y.sizes[labels[2].index("b")] * features * kernel.sizes[labels[1].index("i")]
+    products = y.sizes[labels[2].index("b")] * features * inputs
     window = dict(_WINDOW.findall(instruction.attribute("window") or ""))
     spatial = sorted(label for label in labels[1] if label.isdigit())
     for number, label in enumerate(spatial):
@@ -180,6 +177,15 @@ def _convolution_flops(instruction: Instruction, computation: Computation) -> in
             kernel_apart=int(of("rhs_dilate", "1")),
         )
     return 2 * products
+
+
+def _is_depthwise(instruction: Instruction, features: int, inputs: int, batch: int) -> bool:
+    """Whether each group has one input and one output channel; a gradient's inputs are its batch."""
+    groups = int(instruction.attribute("feature_group_count") or 1)
+    if groups == 1:
+        groups = int(instruction.attribute("batch_group_count") or 1)
+        inputs = batch // groups
+    return groups > 1 and features == groups and inputs == 1
 
 
 @functools.cache
