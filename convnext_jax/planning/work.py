@@ -180,7 +180,7 @@ def _convolution_flops(instruction: Instruction, computation: Computation) -> in
 
 
 def _is_depthwise(instruction: Instruction, features: int, inputs: int, batch: int) -> bool:
-    """Whether each group has one input and one output channel; a gradient's inputs are its batch."""
+    """Whether each group has one input and one output; a filter gradient's inputs are its batch."""
     groups = int(instruction.attribute("feature_group_count") or 1)
     if groups == 1:
         groups = int(instruction.attribute("batch_group_count") or 1)
