@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from convnext_jax.planning import dumps
 from convnext_jax.planning.estimate import lower_bound
-from convnext_jax.planning.machines import CHIPS, describe_devices, parse_machine
+from convnext_jax.planning.machines import describe_devices, parse_machine
 from convnext_jax.planning.programs import read_program
 from convnext_jax.planning.schedules import read_schedules
 
