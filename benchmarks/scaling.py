@@ -329,6 +329,8 @@ def main() -> None:
     file = RESULTS / "scaling.json"
     plans = json.loads(file.read_text()) if file.exists() and not arguments.again else {}
     missing = [plan for plan in PLANS if key(*plan) not in plans]
+    if missing and any("compute_from" not in plan for plan in plans.values()):
+        print("warning: kept plans are by the compiler's own estimate: make all with --again")
     for run, topology, fsdp in missing[: arguments.only]:
         print(key(run, topology, fsdp), flush=True)
         plans[key(run, topology, fsdp)] = make_plan(RUNS[run], topology, fsdp)

@@ -1,10 +1,11 @@
 """Plans a run before paying: `python -m convnext_jax.plan --config FILE --topology v5e:16x16`.
 
 Compiles the run's own training step for a machine that is not there and reports whether it fits,
-what it exchanges between chips, how long the compiler thinks it takes, and the largest batch a
-device that fits. Overrides are those of training, `--config.KEY=VALUE`. Exit status: 0 planned; 2
-the input cannot be used, or the machine cannot be compiled for, as for GPUs, of which only state
-and operations are given.
+what it exchanges between chips, the least time that its machine code can take, what the run costs,
+and the largest batch a device that fits. The answer for each layout is said as soon as it is known.
+Overrides are those of training, `--config.KEY=VALUE`. Exit status: 0 planned; 2 the input cannot be
+used, or the machine cannot be compiled for, as for GPUs, of which only state and operations are
+given.
 """
 
 from convnext_jax import errors, interrupts
@@ -15,6 +16,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -72,6 +74,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
         default=8,
         help="most programs to compile, minutes each; what the variants leave goes into finding"
         " the largest batch (default: 8)",
+    )
+    parser.add_argument(
+        "--price", type=float, help="dollars for an hour of a chip, for the cost of the run"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_with_overrides(arguments)
@@ -158,12 +163,16 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
         overrides = [*overrides, f"--config.data.per_device_batch={arguments.per_device_batch}"]
     if arguments.compilations < 1:
         raise InputError(f"`--compilations` (={arguments.compilations}) must be positive")
+    if arguments.price is not None and not 0 < arguments.price < math.inf:
+        raise InputError(f"`--price` (={arguments.price}) must be a positive number of dollars")
     config = load_config(arguments.config, overrides)
     classes, examples = dataset_size(config)
     remat = arguments.remat
     if remat is None and get_variant(config.model.name).norm == "batch_norm":
         remat = False  # what BatchNorm notes cannot be computed twice
     tried = variants(machine, arguments.fsdp, remat)
+    own = Variant(config.mesh.fsdp, config.model.remat)
+    tried.sort(key=lambda variant: variant != own)  # what the config asks for is answered first
     result: dict[str, Any] = {
         "config": arguments.config,
         "topology": machine.name,
@@ -175,6 +184,7 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
         "num_classes": classes,
         "global_batch": config.data.global_batch,
         "steps": config.steps(examples).total,
+        "price": arguments.price,
     }
     devices = None if machine.is_gpu else describe_devices(machine)
     held_out = held_out_size(config)
@@ -185,7 +195,11 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
     rows = []
     for number, job in enumerate(jobs, 1):
         _progress(f"compiling {job.variant} for {machine.name} ({number} of {len(jobs)})")
-        rows.append(measure(job))
+        row = measure(job)
+        if row["fits"] and arguments.price is not None:
+            row["cost"] = row["hours"] * machine.size * arguments.price
+        rows.append(row)
+        _progress(_answer(row))
     left = arguments.compilations - len(jobs)
     for job, row in zip(jobs, rows, strict=True):
         row["largest_per_device_batch"], left = search(job, row, left, _progress)
@@ -197,6 +211,18 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
 
 def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _answer(row: dict[str, Any]) -> str:
+    """What matters most of a variant, in a line."""
+    said = f"{row['variant']}: {'fits' if row['fits'] else 'does NOT fit'}, {_room(row)}"
+    if not row["fits"]:
+        return said
+    said += f", {row['memory']['total'] / GIB:.2f} GiB used; a step takes"
+    said += f" {row['step_seconds'] * 1e3:.1f} ms"
+    said += " at least" if row["compute_from"] == "schedules" else " by the compiler's estimate"
+    said += f", the run {row['hours']:.1f} h"
+    return f"{said}, ${row['cost']:,.2f}" if "cost" in row else said
 
 
 def table(result: dict[str, Any]) -> str:
@@ -228,7 +254,11 @@ def table(result: dict[str, Any]) -> str:
     kinds = sorted({kind for row in rows for kind in row.get("collectives", {})})
     for kind in kinds:
         add(kind, lambda r, kind=kind: _exchange(r["collectives"][kind], r["dtypes"][kind]))
-    add("compute, estimated", lambda r: f"{r['compute_seconds'] * 1e3:.1f} ms")
+    add("compute, at least", lambda r: _least(r["compute_seconds"], r))
+    add("  schedules alone", lambda r: _least(r["schedule_seconds"], r))
+    add("  memory alone", lambda r: _least(r["memory_seconds"], r))
+    add("  products alone", lambda r: _least(r["matrix_seconds"], r))
+    add("compiler's estimate", lambda r: f"{r['compiler_seconds'] * 1e3:.1f} ms")
     add("exchange, at best", lambda r: f"{r['exchange_seconds'] * 1e3:.2f} ms")
     if result["slices"] > 1:
         add("between slices, a chip", lambda r: f"{r['network_bytes'] / 1e6:.2f} MB")
@@ -237,6 +267,7 @@ def table(result: dict[str, Any]) -> str:
     for name in ("start", "steps", "evaluations", "saves"):
         add(f"{name}, in all", lambda r, name=name: _duration(r["run"][name]))
     add("the whole run", lambda r: f"{r['hours']:.1f} h")
+    add("cost", lambda r: f"${r['cost']:,.2f}")
     add("images/s a host", lambda r: f"{r['data']['needed']:,.0f}")
     add("a bucket gives", lambda r: f"{r['data']['bucket']:,.0f}")
     add("opening its files", lambda r: _duration(r["data"]["opening_seconds"]))
@@ -255,18 +286,33 @@ def table(result: dict[str, Any]) -> str:
         text.append(f"{name.ljust(first)}  {'  '.join(padded)}".rstrip())
     if any("compute_seconds" in row for row in rows):
         text += ["", *NOTES]
+    if any(row.get("compute_from") == "compiler" for row in rows):
+        text += NO_SCHEDULES
     return "\n".join(text)
+
+
+def _least(seconds: float, row: dict[str, Any]) -> str:
+    """A time that follows from schedules; `-` where the compiler wrote none."""
+    return f"{seconds * 1e3:.1f} ms" if row["compute_from"] == "schedules" else "-"
 
 
 # What the numbers are; docs/scaling.md says more.
 NOTES = (
-    "Memory is that of one chip. Compute is the sum of the compiler's own estimates, in cycles, of",
-    "the instructions of one step: a model of the chip, not a measurement. Exchange is what the",
-    "chip's links need at their full bandwidth, added as if nothing overlapped. Bytes accessed",
-    "count a loop once. Start, evaluations, saves and the data are arithmetic on rates that",
+    "Memory is that of one chip. Compute is a lower bound, not a measurement: the sum, over the",
+    "instructions of a step, of the longest of its schedule (the length of its machine code), its",
+    "bytes over the memory's bandwidth and its matrix products over the peak. Stalls, waiting for",
+    "copies, copies ahead of use and the code between instructions are left out. The compiler's",
+    "estimate, from before it has made code, is off by factors, both ways. Exchange is what the",
+    "chip's links need at full bandwidth, added as if nothing overlapped. Bytes accessed count a",
+    "loop once. Start, evaluations, saves and the data are arithmetic on rates that",
     "convnext_jax/planning/whole_run.py lists; the steps are as if the input kept up.",
     "Between slices: what a chip sends, over its share of the host's network cards (v5e 3.1 GB/s,",
     "v6e 12.5 GB/s, by Cloud TPU's documentation; of others none is published: no time is added).",
+)
+# Where there is no better time than the compiler's.
+NO_SCHEDULES = (
+    "THE COMPILER WROTE NO SCHEDULES that could be read: where compute has no lower bound, times",
+    "are by the compiler's estimate, which may be too long or too short by a factor of two.",
 )
 
 

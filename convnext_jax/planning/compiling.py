@@ -1,9 +1,10 @@
 """Compiles a run's training step for machines that are not there, and reads what came out."""
 
+import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,8 +12,11 @@ import jax
 from convnext_jax.config import Config
 from convnext_jax.errors import InputError
 from convnext_jax.models.flops import count_macs
+from convnext_jax.planning import dumps
+from convnext_jax.planning.estimate import lower_bound
 from convnext_jax.planning.machines import Machine, mesh_of
 from convnext_jax.planning.programs import read_program
+from convnext_jax.planning.schedules import read_schedules
 from convnext_jax.planning.whole_run import whole_run
 from convnext_jax.step_builder import TrainingStep, build_step
 
@@ -132,9 +136,13 @@ def measure(job: Job) -> dict[str, Any]:
     row = analyse(job, step)
     traced = step.function.trace(step.abstract_state, abstract_batch(job, step))
     lowered = traced.lower(lowering_platforms=("tpu",))
+    schedules: dict[str, int] = {}
     began = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        with dumps.collected() as folder:
+            compiled = lowered.compile()
+            with contextlib.suppress(OSError):  # the folder is gone: a plan does without
+                schedules = read_schedules(folder) if folder is not None else {}
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -145,27 +153,38 @@ def measure(job: Job) -> dict[str, Any]:
             row["room"] = needed[1] - needed[0]
         return row
     row["compile_seconds"] = time.perf_counter() - began
-    found = read_compiled(compiled, job.machine, job.config.data.global_batch)
+    found = read_compiled(compiled, job.machine, job.config.data.global_batch, schedules)
     memory = row["memory"] | found.pop("memory")
     row |= found | {"memory": memory}
     run = whole_run(job.config, step.steps, job.machine, row, job.num_held_out)
     return row | {"run": run, "hours": run["hours"]}
 
 
-def read_compiled(compiled: Any, machine: Machine, global_batch: int) -> dict[str, Any]:
+def read_compiled(
+    compiled: Any, machine: Machine, global_batch: int, schedules: Mapping[str, int]
+) -> dict[str, Any]:
     """What a compiled step says of itself.
 
     Args:
       compiled: a `jax.stages.Compiled`.
       machine: what it is for.
       global_batch: images of a step.
+      schedules: cycles by instruction, from `read_schedules`; empty where there are none.
 
     Returns:
-      Numbers by name: `memory` (bytes of a chip: `temporary`, `program`, and the `total`),
-      `collectives` by kind and their `dtypes`, `bytes_accessed`, `cycles`; of a step,
-      `compute_seconds`, `exchange_seconds` within a slice, and, between slices, `network_bytes` of
-      a chip and `network_seconds`, None where the network's bandwidth is not published;
-      `step_seconds` and `images_per_second` as if none overlapped another.
+      By name: `memory` (bytes of a chip: `temporary`, `program`, and the `total`), `collectives` by
+      kind and their `dtypes`, `bytes_accessed`; of a step and chip:
+
+      - `compute_seconds`: the lower bound of `estimate.py`, or the compiler's own estimate;
+        `compute_from` says which, `schedules` or `compiler`;
+      - `compiler_seconds`: the compiler's own estimate, of before it has made code;
+      - `schedule_seconds`, `memory_seconds`, `matrix_seconds`: the sums of which the bound takes
+        the longest of each instruction, and `without_schedule`, the number of instructions whose
+        schedule is unknown; all None where the bound is;
+      - `unknown_loops`: those of which nothing says how often they run, counted once;
+      - `exchange_seconds` within a slice, and, between slices, `network_bytes` and
+        `network_seconds`, None where the network's bandwidth is not published;
+      - `step_seconds` and `images_per_second` as if compute and exchange did not overlap.
     """
     memory = compiled.memory_analysis()
     total = (
@@ -177,7 +196,9 @@ def read_compiled(compiled: Any, machine: Machine, global_batch: int) -> dict[st
     )
     program = read_program(compiled.as_text())
     totals = program.totals()
-    compute = program.cycles / machine.chip.clock
+    estimated = program.cycles / machine.chip.clock
+    least = lower_bound(program, schedules, machine.chip)
+    compute = estimated if least is None else least.bound
     exchange = sum(
         _PASSES.get(found.kind, 1) * found.bytes * found.times / machine.chip.link
         for found in program.collectives
@@ -204,9 +225,14 @@ def read_compiled(compiled: Any, machine: Machine, global_batch: int) -> dict[st
         "collectives": totals,
         "dtypes": program.dtypes(),
         "bytes_accessed": compiled.cost_analysis()["bytes accessed"],
-        "cycles": program.cycles,
-        "unknown_loops": program.unknown_loops,
         "compute_seconds": compute,
+        "compute_from": "compiler" if least is None else "schedules",
+        "compiler_seconds": estimated,
+        "schedule_seconds": least and least.schedule,
+        "memory_seconds": least and least.memory,
+        "matrix_seconds": least and least.matrix,
+        "without_schedule": least and least.without_schedule,
+        "unknown_loops": program.unknown_loops,
         "exchange_seconds": exchange,
         "network_bytes": network_bytes,
         "network_seconds": network if machine.slices > 1 else 0.0,

@@ -15,6 +15,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from convnext_jax.errors import InputError, require_one_of
+from convnext_jax.planning import dumps
 from convnext_jax.sharding import AXES, create_mesh
 
 GIB = 2**30
@@ -54,7 +55,8 @@ class Chip:
       bandwidth: bytes a second between the chip and its memory.
       peak: floating-point operations a second, bfloat16 with float32 sums.
       clock: cycles a second at which its matrix units reach `peak`: a matrix unit of side s makes
-        2 s**2 operations a cycle. 0 where the compiler states no cycles.
+        2 s**2 operations a cycle; a bundle of a schedule starts in each. 0 where the compiler
+        states no cycles.
       link: bytes a second that it can send to its neighbours, over all links together, one way; for
         a GPU, over NVLink.
       network: bytes a second that it can send to other slices, its share of the host's network
@@ -157,6 +159,8 @@ def parse_machine(name: str) -> Machine:
 def describe_devices(machine: Machine) -> list[Any]:
     """The devices of a TPU machine, as the compiler describes them.
 
+    The compiler is asked for its schedules where this loads it: see `dumps.py`.
+
     Raises:
       InputError: the compiler is not installed or does not know the shape, or it is a GPU machine.
     """
@@ -179,9 +183,10 @@ def describe_devices(machine: Machine) -> list[Any]:
             "the TPU compiler must be installed: pip install '.[plan]', on Linux"
         ) from error
     try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=machine.name[machine.name.index("v") :], **options
-        ).devices
+        with dumps.requested():
+            found = topologies.get_topology_desc(
+                platform="tpu", topology_name=machine.name[machine.name.index("v") :], **options
+            ).devices
     except Exception as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(

@@ -1,4 +1,4 @@
-"""Reading a compiled program's text: what it exchanges between chips, and its estimated cycles.
+"""Reading a compiled program's text: what it exchanges between chips, and what it executes.
 
 The text is what `jax.stages.Compiled.as_text()` gives for one chip's share of the program.
 """
@@ -7,6 +7,16 @@ import collections
 import dataclasses
 import math
 import re
+
+from convnext_jax.planning.hlo import (
+    Computation,
+    Instruction,
+    array_bytes,
+    arrays_of,
+    read_computations,
+    top_level,
+)
+from convnext_jax.planning.work import likeness, matrix_flops, memory_bytes
 
 # Kinds of exchange between chips. Each may also be written as a pair KIND-start, KIND-done.
 COLLECTIVES = (
@@ -17,20 +27,18 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-_BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128, "token": 0}
-
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(")
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(\w+)=(?:\{([^{}]*)\}|(%?[\w.\-]+))")
 _CALLS = {"calls", "to_apply", "body", "condition", "branch_computations", "called_computations"}
-_OPERANDS = re.compile(r"tuple\((.*?)\)(?:,|$)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+# Operations whose computations are executed instruction by instruction.
+_CONTROL = {"while", "call", "conditional"}
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # Groups of chips: listed, numbered, or the axes of a mesh along which they lie, maybe part of one.
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\].*? \{('[^}]*)\}")
 _AXIS = re.compile(r"'(\w+)'(?::\(\d+\)(\d+))?")
+# Fusions that are nothing but an exchange, as the compiler for TPUs writes a reduce-scatter.
+_SCATTER = "all-reduce-scatter"
 # What a chip hands to its host for the other slices.
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 # An exchange in pieces between which others compute: each piece has its number.
@@ -63,19 +71,45 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Executed:
+    """An instruction that occupies a chip's cores.
+
+    Attributes:
+      name: of the instruction.
+      likeness: a text that instructions share which are compiled into the same code.
+      times: how often a run of the program executes it.
+      cycles: the compiler's estimate of one time.
+      memory_bytes: read from and written to the chip's memory, of one time.
+      matrix_flops: operations of matrix products and convolutions, of one time.
+    """
+
+    name: str
+    likeness: str
+    times: int
+    cycles: int
+    memory_bytes: int
+    matrix_flops: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """What was read.
 
     Attributes:
       collectives: in the order of the text.
-      cycles: sum of the compiler's estimates of its instructions, those of loops as often as they
-        run; 0 where the compiler writes none, as for CPUs.
+      executed: what the cores do: fusions, kernels, and instructions of which the compiler
+        estimates cycles; not copies that run beside them, exchanges, and arithmetic on scalars.
       unknown_loops: loops whose number of rounds the text does not say; they count once.
     """
 
     collectives: tuple[Collective, ...]
-    cycles: int
+    executed: tuple[Executed, ...]
     unknown_loops: int
+
+    @property
+    def cycles(self) -> int:
+        """Sum of the compiler's estimates; 0 where it writes none, as for CPUs."""
+        return sum(found.times * found.cycles for found in self.executed)
 
     def dtypes(self) -> dict[str, list[str]]:
         """Types of what is exchanged, by kind."""
@@ -103,75 +137,78 @@ def read_program(text: str) -> Program:
     Raises:
       ValueError: the text has no entry computation.
     """
-    computations, entry = _split(text)
+    computations, entry = read_computations(text)
     # A computation stands before those that call it; so in reverse all calls of one are counted
     # before its own calls are.
     runs: dict[str, int] = collections.defaultdict(int, {entry: 1})
+    inside: set[str] = set()  # of fusions, which are executed as one
     exchanges: list[Collective] = []
+    executed: list[Executed] = []
     chains: set[str] = set()
-    cycles = unknown = 0
+    unknown = 0
     for name in reversed(computations):
         times = runs[name]
-        for line in computations[name] if times else ():
-            match = _INSTRUCTION.match(line)
-            if match is None:
-                continue
-            shape, operation = match.groups()
-            found = _CYCLES.search(line)
-            cycles += times * int(found[1]) if found else 0
+        computation = computations[name]
+        for found in computation.instructions.values() if times else ():
+            line, operation = found.line, found.operation
             rounds = 1
             if operation == "while":
-                known = _rounds(line, computations)
+                known = _rounds(found, computations)
                 unknown += known is None
                 rounds = 1 if known is None else known
             for called in _called(line):
                 if called in computations:
                     runs[called] += times * rounds
+                    if name in inside or operation not in _CONTROL:
+                        inside.add(called)
+            if name not in inside and _occupies(found):
+                executed.append(_executed(found, times, computation, computations))
             kind = operation.removesuffix("-start")
             handed_over = _BETWEEN_SLICES.search(line) if kind == "send" else None
             if handed_over is not None:
                 what = handed_over[1].lower().replace("_", "-")
-                part = _collective(what, operation, _top_level(shape)[0], line, times)
+                part = _collective(what, operation, top_level(found.shape)[0], line, times)
                 exchanges.append(dataclasses.replace(part, between_slices=True))
             if kind not in COLLECTIVES:
                 continue
             chain = _CHAIN.search(line)
             if chain is None or chain[1] not in chains:
-                # The compiler for TPUs writes a reduce-scatter as a fusion of this name.
-                scattered = kind == "all-reduce" and name.startswith("all-reduce-scatter")
-                found = _collective(kind, operation, shape, line, times)
+                scattered = kind == "all-reduce" and name.startswith(_SCATTER)
+                exchange = _collective(kind, operation, found.shape, line, times)
                 exchanges.append(
-                    dataclasses.replace(found, kind="reduce-scatter") if scattered else found
+                    dataclasses.replace(exchange, kind="reduce-scatter") if scattered else exchange
                 )
             if chain is not None:
                 chains.add(chain[1])
-    return Program(tuple(reversed(exchanges)), cycles, unknown)
+    return Program(tuple(reversed(exchanges)), tuple(reversed(executed)), unknown)
 
 
-def array_bytes(shape: str) -> int:
-    """Bytes of all arrays in a shape such as `(f32[8,2]{1,0}, pred[])`, without padding."""
-    return (
-        sum(
-            math.prod(int(size) for size in sizes.split(",") if size) * _bits(dtype)
-            for dtype, sizes in _ARRAY.findall(shape)
-        )
-        // 8
+def _occupies(instruction: Instruction) -> bool:
+    """Whether an instruction occupies the cores."""
+    kind = instruction.operation.removesuffix("-start").removesuffix("-done")
+    if kind in COLLECTIVES or (instruction.attribute("calls") or "").startswith(_SCATTER):
+        return False
+    if instruction.operation == "custom-call":
+        return 'custom_call_target="tpu_custom_call"' in instruction.attributes
+    alone = instruction.operation in ("fusion", "convolution", "dot")
+    return alone or _CYCLES.search(instruction.line) is not None
+
+
+def _executed(
+    instruction: Instruction,
+    times: int,
+    computation: Computation,
+    computations: dict[str, Computation],
+) -> Executed:
+    cycles = _CYCLES.search(instruction.line)
+    return Executed(
+        name=instruction.name,
+        likeness=likeness(instruction, computation, computations),
+        times=times,
+        cycles=int(cycles[1]) if cycles else 0,
+        memory_bytes=memory_bytes(instruction, computation, computations),
+        matrix_flops=matrix_flops(instruction, computation, computations),
     )
-
-
-def _split(text: str) -> tuple[dict[str, list[str]], str]:
-    computations: dict[str, list[str]] = {}
-    entry, lines = None, []
-    for line in text.splitlines():
-        start = _COMPUTATION.match(line)
-        if start is not None:
-            lines = computations.setdefault(start[2], [])
-            entry = start[2] if start[1] else entry
-        else:
-            lines.append(line)
-    if entry is None:
-        raise ValueError("the text must have an entry computation")
-    return computations, entry
 
 
 def _called(line: str) -> list[str]:
@@ -182,51 +219,61 @@ def _called(line: str) -> list[str]:
     return names
 
 
-def _rounds(line: str, computations: dict[str, list[str]]) -> int | None:
-    known = _TRIPS.search(line)
+def _rounds(loop: Instruction, computations: dict[str, Computation]) -> int | None:
+    known = _TRIPS.search(loop.line)
     if known:
         return int(known[1])
     # A counter that starts at zero and stays below a constant, as `lax.scan` makes it; where the
     # compiler took several rounds together, it grows by as many.
-    condition, body = (
-        computations.get(found[1], []) if (found := re.search(rf"{key}=%?([\w.\-]+)", line)) else []
-        for key in ("condition", "body")
-    )
-    text = "\n".join(condition)
-    bounds = re.findall(r"= [su]32\[\]\S* constant\((\d+)\)", text)
-    if len(bounds) != 1 or "direction=LT" not in text:
+    condition, body = (computations.get(loop.attribute(key) or "") for key in ("condition", "body"))
+    if condition is None or body is None:
         return None
-    return -(-int(bounds[0]) // _growth(text, body))
+    below = any("direction=LT" in each.line for each in condition.instructions.values())
+    bounds = [_constant(each) for each in condition.instructions.values()]
+    bounds = [bound for bound in bounds if bound is not None]
+    if len(bounds) != 1 or not below:
+        return None
+    return -(-bounds[0] // _growth(condition, body))
 
 
-def _growth(condition: str, body: list[str]) -> int:
+def _constant(instruction: Instruction | None) -> int | None:
+    """The value of an integer constant; None: it is something else."""
+    if instruction is None or instruction.operation != "constant":
+        return None
+    found = re.match(r"[su]32\[\]", instruction.shape) and re.search(
+        r"constant\((\d+)\)", instruction.line
+    )
+    return int(found[1]) if found else None
+
+
+def _growth(condition: Computation, body: Computation) -> int:
     """By how much a loop's counter, which its condition looks at, grows in its body."""
-    place = re.search(r"= [su]32\[\]\S* get-tuple-element\(.*?index=(\d+)", condition)
-    results = [_OPERANDS.search(line) for line in body if line.lstrip().startswith("ROOT")]
-    if place is None or not results or results[0] is None:
+    place = next(
+        (
+            each.attribute("index")
+            for each in condition.instructions.values()
+            if each.operation == "get-tuple-element" and re.match(r"[su]32\[\]", each.shape)
+        ),
+        None,
+    )
+    results = next((e.operands for e in body.instructions.values() if e.is_root), ())
+    if place is None or int(place) >= len(results):
         return 1
-    names = re.findall(r"%?([\w.\-]+)(?:,|$)", re.sub(r"/\*.*?\*/| ", "", results[0][1]))
-    number = int(place[1])
-    counter = names[number] if number < len(names) else ""
-    for line in body:
-        added = re.match(rf"\s+%?{re.escape(counter)} = [su]32\[\]\S* add\((.*?)\)", line)
-        for operand in added[1].split(",") if added else ():
-            name = re.escape(operand.strip().lstrip("%"))
-            for other in body:
-                constant = re.match(rf"\s+%?{name} = [su]32\[\]\S* constant\((\d+)\)", other)
-                if constant:
-                    return max(int(constant[1]), 1)
-    return 1
+    counter = body.instructions.get(results[int(place)])
+    if counter is None or counter.operation != "add":
+        return 1
+    steps = [_constant(body.instructions.get(operand)) for operand in counter.operands]
+    return max([1, *(step for step in steps if step is not None)])
 
 
 def _collective(kind: str, operation: str, shape: str, line: str, times: int) -> Collective:
-    parts = _top_level(shape)
+    parts = top_level(shape)
     if operation in ("all-gather-start", "collective-permute-start") and len(parts) > 1:
         shape = parts[1]  # (what goes in, what comes out, bookkeeping)
     size = array_bytes(shape)
     if kind == "reduce-scatter":
         size *= _group_size(line)
-    dtypes = sorted({dtype for dtype, _ in _ARRAY.findall(shape)})
+    dtypes = sorted({array.dtype for array in arrays_of(shape)})
     return Collective(kind, tuple(dtypes), size, times)
 
 
@@ -239,24 +286,3 @@ def _group_size(line: str) -> int:
     groups = _GROUPS.search(line)
     listed, counted = groups.groups() if groups else (None, None)
     return len(listed.split(",")) if listed else int(counted or 1)
-
-
-def _top_level(shape: str) -> list[str]:
-    """The parts of a tuple's shape; of anything else, itself."""
-    if not shape.startswith("("):
-        return [shape]
-    parts, depth = [""], 0
-    for character in shape[1:-1]:
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
-
-
-def _bits(dtype: str) -> int:
-    if dtype in _BITS:
-        return _BITS[dtype]
-    width = re.search(r"\d+", dtype)  # f32, bf16, u8, f8e4m3fn
-    return int(width[0]) if width else 0

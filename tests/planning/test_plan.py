@@ -12,8 +12,9 @@ from convnext_jax.config import from_dict
 from convnext_jax.errors import InputError
 from convnext_jax.planning import compiling, machines
 from convnext_jax.planning.compiling import Job, Variant
+from convnext_jax.planning.hlo import array_bytes
 from convnext_jax.planning.machines import GIB, parse_machine
-from convnext_jax.planning.programs import array_bytes, read_program
+from convnext_jax.planning.programs import read_program
 from convnext_jax.step_builder import build_step
 
 DIGITS = "configs/digits.py"
@@ -316,7 +317,7 @@ def test_what_goes_to_other_slices():
         '_xla_host_transfer_handler_name="xla_megascale_runtime",'
         '_xla_megascale_transfer_type="ALL_REDUCE"}'
     )
-    other = line.replace("_xla_megascale_transfer_type", "_something_else")
+    other = line.replace("_xla_megascale_transfer_type", "_something_else").replace("%s", "%o")
     text = PROGRAM.replace("ROOT %last", f"{line}\n  {other}\n  ROOT %last")
     totals = read_program(text).totals()
     assert totals.pop("all-reduce between slices") == {"count": 1, "bytes": 6 * 8 * 4}
@@ -412,7 +413,12 @@ def test_tiny_on_sixteen_chips(capsys):
     assert lines["parameters"] == "0.11 GiB"
     assert lines["all-reduce"]
     assert not {"all-gather", "all-to-all", "collective-permute", "reduce-scatter"} & set(lines)
-    assert float(lines["compute, estimated"].removesuffix(" ms")) > 0
+    least, estimate = (
+        float(lines[name].removesuffix(" ms"))
+        for name in ("compute, at least", "compiler's estimate")
+    )
+    # Seen: about six tenths, by the compiler's schedules; equal where it writes none.
+    assert 0.4 * estimate < least < 0.8 * estimate
 
 
 @pytest.mark.slow
