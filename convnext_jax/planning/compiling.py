@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -117,8 +117,12 @@ def analyse(job: Job, step: TrainingStep | None = None) -> dict[str, Any]:
     }
 
 
-def measure(job: Job) -> dict[str, Any]:
+def measure(job: Job, scopes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Any]:
     """Compiles a job's step and reads the program.
+
+    Args:
+      job: what to compile.
+      scopes: whose cycles are to be counted apart, see `read_program`.
 
     Returns:
       What `analyse` gives, and `fits`; `room`, bytes that are left, negative if they are missing,
@@ -145,24 +149,31 @@ def measure(job: Job) -> dict[str, Any]:
             row["room"] = needed[1] - needed[0]
         return row
     row["compile_seconds"] = time.perf_counter() - began
-    found = read_compiled(compiled, job.machine, job.config.data.global_batch)
+    found = read_compiled(compiled, job.machine, job.config.data.global_batch, scopes)
     memory = row["memory"] | found.pop("memory")
     row |= found | {"memory": memory}
     run = whole_run(job.config, step.steps, job.machine, row, job.num_held_out)
     return row | {"run": run, "hours": run["hours"]}
 
 
-def read_compiled(compiled: Any, machine: Machine, global_batch: int) -> dict[str, Any]:
+def read_compiled(
+    compiled: Any,
+    machine: Machine,
+    global_batch: int,
+    scopes: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, Any]:
     """What a compiled step says of itself.
 
     Args:
       compiled: a `jax.stages.Compiled`.
       machine: what it is for.
       global_batch: images of a step.
+      scopes: whose cycles are to be counted apart, see `read_program`.
 
     Returns:
       Numbers by name: `memory` (bytes of a chip: `temporary`, `program`, and the `total`),
-      `collectives` by kind and their `dtypes`, `bytes_accessed`, `cycles`; of a step,
+      `collectives` by kind and their `dtypes`, `bytes_accessed`, `cycles`, and `cycles_in` scopes;
+      of a step,
       `compute_seconds`, `exchange_seconds` within a slice, and, between slices, `network_bytes` of
       a chip and `network_seconds`, None where the network's bandwidth is not published;
       `step_seconds` and `images_per_second` as if none overlapped another.
@@ -175,7 +186,7 @@ def read_compiled(compiled: Any, machine: Machine, global_batch: int) -> dict[st
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    program = read_program(compiled.as_text())
+    program = read_program(compiled.as_text(), scopes)
     totals = program.totals()
     compute = program.cycles / machine.chip.clock
     exchange = sum(
@@ -205,6 +216,7 @@ def read_compiled(compiled: Any, machine: Machine, global_batch: int) -> dict[st
         "dtypes": program.dtypes(),
         "bytes_accessed": compiled.cost_analysis()["bytes accessed"],
         "cycles": program.cycles,
+        "cycles_in": dict(program.cycles_in),
         "unknown_loops": program.unknown_loops,
         "compute_seconds": compute,
         "exchange_seconds": exchange,

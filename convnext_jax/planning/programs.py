@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
 
 # Kinds of exchange between chips. Each may also be written as a pair KIND-start, KIND-done.
 COLLECTIVES = (
@@ -26,6 +27,7 @@ _CALLED = re.compile(r"(\w+)=(?:\{([^{}]*)\}|(%?[\w.\-]+))")
 _CALLS = {"calls", "to_apply", "body", "condition", "branch_computations", "called_computations"}
 _OPERANDS = re.compile(r"tuple\((.*?)\)(?:,|$)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_NAME = re.compile(r'op_name="([^"]*)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # Groups of chips: listed, numbered, or the axes of a mesh along which they lie, maybe part of one.
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
@@ -71,11 +73,13 @@ class Program:
       cycles: sum of the compiler's estimates of its instructions, those of loops as often as they
         run; 0 where the compiler writes none, as for CPUs.
       unknown_loops: loops whose number of rounds the text does not say; they count once.
+      cycles_in: those of `cycles` that are in each of the scopes asked for.
     """
 
     collectives: tuple[Collective, ...]
     cycles: int
     unknown_loops: int
+    cycles_in: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def dtypes(self) -> dict[str, list[str]]:
         """Types of what is exchanged, by kind."""
@@ -94,11 +98,14 @@ class Program:
         return result
 
 
-def read_program(text: str) -> Program:
+def read_program(text: str, scopes: Mapping[str, Sequence[int]] | None = None) -> Program:
     """Reads the text of an optimised program.
 
     Args:
       text: in HLO's notation.
+      scopes: names of `jax.named_scope`, or of operations such as top_k, whose cycles are to be
+        counted apart (of several the first counts); each with the rounds of its loops whose number
+        the text does not say, the outermost first.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -110,6 +117,9 @@ def read_program(text: str) -> Program:
     exchanges: list[Collective] = []
     chains: set[str] = set()
     cycles = unknown = 0
+    scopes = scopes or {}
+    cycles_in = dict.fromkeys(scopes, 0)
+    inherited: dict[str, str | None] = {}  # the scope of what calls a computation
     for name in reversed(computations):
         times = runs[name]
         for line in computations[name] if times else ():
@@ -118,15 +128,23 @@ def read_program(text: str) -> Program:
                 continue
             shape, operation = match.groups()
             found = _CYCLES.search(line)
-            cycles += times * int(found[1]) if found else 0
+            spent = times * int(found[1]) if found else 0
+            cycles += spent
+            scope, depth = _scope(line, scopes)
+            scope = scope or inherited.get(name)
+            if scope is not None:
+                cycles_in[scope] += spent
             rounds = 1
             if operation == "while":
                 known = _rounds(line, computations)
+                if known is None and scope is not None:
+                    known = dict(enumerate(scopes[scope])).get(depth)
                 unknown += known is None
                 rounds = 1 if known is None else known
             for called in _called(line):
                 if called in computations:
                     runs[called] += times * rounds
+                    inherited.setdefault(called, scope)
             kind = operation.removesuffix("-start")
             handed_over = _BETWEEN_SLICES.search(line) if kind == "send" else None
             if handed_over is not None:
@@ -145,7 +163,7 @@ def read_program(text: str) -> Program:
                 )
             if chain is not None:
                 chains.add(chain[1])
-    return Program(tuple(reversed(exchanges)), cycles, unknown)
+    return Program(tuple(reversed(exchanges)), cycles, unknown, cycles_in)
 
 
 def array_bytes(shape: str) -> int:
@@ -172,6 +190,16 @@ def _split(text: str) -> tuple[dict[str, list[str]], str]:
     if entry is None:
         raise ValueError("the text must have an entry computation")
     return computations, entry
+
+
+def _scope(line: str, scopes: Iterable[str]) -> tuple[str | None, int]:
+    """The first of the scopes that an instruction is in, and in how many of its loops."""
+    name = _NAME.search(line)
+    for scope in scopes if name else ():
+        found = re.search(rf"\b{re.escape(scope)}\b(.*)", name[1])
+        if found is not None:
+            return scope, found[1].count("while/body")
+    return None, 0
 
 
 def _called(line: str) -> list[str]:

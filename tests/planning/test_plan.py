@@ -332,6 +332,32 @@ def test_loops_of_known_and_unknown_length():
         read_program("HloModule empty\n")
 
 
+def test_cycles_of_scopes():
+    # A loop of a scope, whose length is not known, with another within.
+    named = 'metadata={{op_name="jit(step)/transpose(jvp(search))/{}"}}'
+    inner = "%again = (s32[]) while(%p), condition=%other, body=%deep, " + named.format(
+        "while/body/while"
+    )
+    deep = """%deep (p: (s32[])) -> (s32[]) {
+  %w = f32[8]{0} fusion(%p), kind=kLoop, backend_config={"estimated_cycles":"10"}
+}
+
+%body"""
+    text = (
+        PROGRAM.replace("constant(4)", "parameter(0)")
+        .replace("%body", deep, 1)
+        .replace("  ROOT %t", f"  {inner}\n  ROOT %t")
+        .replace("body=%body", f"body=%body, {named.format('while')}")
+    )
+    program = read_program(text, {"search": (3, 5), "nothing": ()})
+    assert program.cycles_in == {"search": 3 * (100 + 5 * 10), "nothing": 0}
+    assert program.cycles == program.cycles_in["search"] + 7
+    assert program.unknown_loops == 0
+    shorter = read_program(text, {"search": (3,)})
+    assert (shorter.cycles_in["search"], shorter.unknown_loops) == (3 * (100 + 10), 1)
+    assert read_program(text).cycles == 100 + 10 + 7 and read_program(text).cycles_in == {}
+
+
 def test_loops_whose_counter_grows_by_more_than_one():
     together = (
         PROGRAM.replace("s32[]{:T(128)} constant(4)", "u32[]{:T(128)} constant(8)")
