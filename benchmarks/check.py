@@ -1,9 +1,10 @@
 """Compares speeds with the committed ones: `python -m benchmarks.check` (`make bench-check`).
 
-Measures again, in shorter rounds, what the files that `benchmarks.models` wrote for this kind of
-device say, and compares how many times as fast as each peer ours is. A ratio that fell by more than
-the tolerance is a line, and the exit status 1. Ratios, because they hold on a busier or quieter
-machine better than speeds do; they still scatter by some percent, which the tolerance is for.
+Measures again, in shorter rounds, what the files that `benchmarks.models` and
+`benchmarks.detection` wrote for this kind of device say, and compares how many times as fast as
+each peer ours is. A ratio that fell by more than the tolerance is a line, and the exit status 1.
+Ratios, because they hold on a busier or quieter machine better than speeds do; they still scatter
+by some percent, which the tolerance is for.
 
 This module is also where the contents of results files are defined: device, limits, table.
 """
@@ -202,6 +203,12 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: result for name, result in found.items() if "contestants" in result}
 
 
+def read_detection(folder: Path) -> dict[str, dict[str, Any]]:
+    """The results of `benchmarks.detection` in a directory, by file name."""
+    paths = sorted(folder.glob("detection-*.json"))
+    return {path.name: json.loads(path.read_text()) for path in paths}
+
+
 def table(results: Iterable[Mapping[str, Any]]) -> str:
     """The document's generated part: a table for each hardware."""
     by_hardware: dict[str, list[Mapping[str, Any]]] = {}
@@ -250,7 +257,7 @@ def fallen(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> 
     lines = []
     for peer, ratio in old["ratios"].items():
         if peer not in new["ratios"]:
-            error = new["contestants"].get(peer, {}).get("error", "it did not run")
+            error = new.get("contestants", {}).get(peer, {}).get("error", "it did not run")
             lines.append(f"{peer} could not be measured: {error}")
         elif new["ratios"][peer] < ratio * (1 - tolerance):
             lines.append(f"{new['ratios'][peer]:.2f} times {peer}, was {ratio:.2f} times")
@@ -273,6 +280,17 @@ def measure_again(result: Mapping[str, Any], rounds: int, round_seconds: float) 
     return found
 
 
+def measure_detection_again(result: Mapping[str, Any], rounds: int) -> dict[str, Any]:
+    """Runs `benchmarks.detection` with the settings of a results file; returns the new result."""
+    command = [sys.executable, "-m", "benchmarks.detection", f"--backbone={result['backbone']}"]
+    command += [f"--size={result['size']}", f"--rounds={rounds}"]
+    command += [f"--parts={','.join(result['modes'])}"]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([*command, "--out", folder], check=True, cwd=ROOT)
+        (found,) = read_detection(Path(folder)).values()
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; `arguments` are those of the command line unless given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -282,13 +300,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="directory of the files")
     flags = parser.parse_args(arguments)
     device, failed = this_device()["device"], False
-    for name, result in read_results(flags.results).items():
+    for name, result in (read_results(flags.results) | read_detection(flags.results)).items():
         if result["device"] != device:
             print(f"{name}: skipped, this device is {device}")
             continue
-        lines = fallen(
-            result, measure_again(result, flags.rounds, flags.round_seconds), flags.tolerance
-        )
+        if "contestants" in result:
+            found = measure_again(result, flags.rounds, flags.round_seconds)
+        else:
+            found = measure_detection_again(result, flags.rounds)
+        lines = fallen(result, found, flags.tolerance)
         failed = failed or bool(lines)
         print("\n".join(f"{name}: {line}" for line in lines or ["as fast as before"]), flush=True)
     sys.exit(int(failed))

@@ -4,7 +4,8 @@ At the sizes of a step: a canvas of 800 x 1344, an image, maps of 256 channels; 
 around objects. torchvision has no assigner; its IoUs and mmdet's rules in PyTorch stand for it.
 Both run in this process and take turns, so that a busy machine slows both; the ratio is the median
 of the rounds' ratios. Results are compared, and a difference beyond rounding ends the program.
-Writes `results/detection_ops.json`. Needs a torchvision whose operations are compiled for the CPU.
+`benchmarks.detection` keeps the results. Needs a torchvision whose operations are compiled for the
+CPU.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.models import import_timm
-from benchmarks.readme import RESULTS, machine
 from convnext_jax.detection import anchors, matching
 from convnext_jax.errors import RunError, exit_in_one_sentence
 from convnext_jax.ops import roi_align as rois
@@ -236,7 +237,9 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="of each operation that are timed")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--out", type=Path, help="file for the results, JSON")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     torch, _ = import_timm()
     import torchvision
     from torchvision.extension import _has_ops
@@ -257,8 +260,8 @@ def main() -> None:
                     f" {seconds['torchvision'] * 1e3:8.1f} ms, ratio {rows[-1]['ratio']:5.2f}",
                     flush=True,
                 )
-        results = {"machine": machine(), "rounds": rounds, "operations": rows}
-        (RESULTS / "detection_ops.json").write_text(json.dumps(results, indent=2) + "\n")
+        if arguments.out is not None:
+            arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

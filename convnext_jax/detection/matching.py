@@ -12,6 +12,7 @@ from convnext_jax.detection import boxes as box_ops
 NEGATIVE, NEITHER = -1, -2
 
 
+@jax.named_scope("assign")
 def assign(
     boxes: Array,
     valid: Array,
@@ -80,6 +81,7 @@ def assign(
     return jnp.where(valid, result, NEITHER)
 
 
+@jax.named_scope("sample")
 def sample(
     key: Array, assigned: Array, valid: Array, count: int, positives: int
 ) -> tuple[Array, Array, Array]:

@@ -1,11 +1,13 @@
 """Non-maximum suppression: greedy, exact, with static shapes."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 _BLOCK = 128  # boxes that are decided on together
 
 
+@jax.named_scope("nms")
 def nms(boxes: Array, valid: Array, threshold: float, groups: Array | None = None) -> Array:
     """Keeps each box unless it overlaps one that is kept and comes before it.
 

@@ -63,6 +63,7 @@ class _Part(NamedTuple):
     column_weights: Array  # float32 [B, out, columns]
 
 
+@jax.named_scope("roi_align")
 def roi_align(
     maps: Sequence[Array],
     sizes: Sequence[Array],
@@ -125,6 +126,7 @@ def box_levels(boxes: Array, levels: int = 4, finest: float = 56.0) -> Array:
     return jnp.clip(level, 0, levels - 1).astype(jnp.int32)
 
 
+@jax.named_scope("mask_targets")
 def mask_targets(masks: Array, boxes: Array, objects: Array, out: int = 28) -> Array:
     """What the masks of objects are within boxes: RoIAlign of the bitmaps, 0.5 or more.
 
