@@ -10,6 +10,8 @@ holds the files that the JSON names, or has `train` and `val` with them.
 The part after the colon is the detector and the size of its backbone, mask_rcnn_tiny (the default)
 to cascade_mask_rcnn_xlarge, or any model with four stages, as in mask_rcnn_convnextv2_atto. The
 rest is the paper's recipe of COCO for a batch of 16: of fewer images, lower `optim.lr` as much.
+Learning rate, its decay over the layers and drop path are those of Mask R-CNN over ConvNeXt-T;
+configs/coco.py has what the paper took for cascades and larger models.
 """
 
 from ml_collections import ConfigDict

@@ -30,7 +30,7 @@ from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.data.sources import check_same_classes, require_one_label
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.progress import progress_bar
-from convnext_jax.wings import wing_of
+from convnext_jax.wings import steps_of, wing_of
 
 # Classes, or pairs of images, that a line names.
 _NAMED = 5
@@ -70,7 +70,7 @@ def check(config: Config) -> dict[str, Any]:
     except InputError as error:
         problems.append(str(error))
     try:
-        config.steps(len(sources[0]))
+        steps_of(config, len(sources[0]))
     except InputError as error:
         problems.append(str(error))
     workers = processes.usable_cores() if data.workers == -1 else data.workers

@@ -39,6 +39,8 @@ from convnext_jax.wings import wing_of
 # Flags that only some tasks have; a wing lists its own.
 _OPTIONS = ("confusion", "per_class", "multi_scale", "output")
 _VALUES = ("first_label", "ignored")
+# Of these, files that are written.
+_FILES = ("confusion", "per_class", "output")
 # What they give of each class.
 _PER_CLASS = ("pixels", "iou", "accuracy", "box_ap_by_class", "mask_ap_by_class")
 # Flags that only classifiers have.
@@ -166,6 +168,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in _OF_IMAGES:
         if getattr(arguments, name) and not wing.of_images:
             raise InputError(f"`--{name}` is for classifiers, and {scorer.model.spec.name} is none")
+    if arguments.annotations is not None and "output" not in wing.options:
+        raise InputError(
+            f"`--annotations` is for models that detect, and {scorer.model.spec.name} does not"
+        )
+    for name in _FILES:
+        place = getattr(arguments, name)
+        if place is not None and not Path(place).absolute().parent.is_dir():
+            raise InputError(f"`--{name}` (={place}) must be in a folder that is there")
     reading = {"eval_batch": arguments.batch_size, "on_error": arguments.on_error}
     if arguments.multi_scale and arguments.batch_size is None:
         reading["eval_batch"] = mesh.size  # an image is twelve of them
@@ -228,7 +238,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         if per_class:
             write_classes(Path(arguments.per_class), per_class, names)
         if detections is not None:
-            write_results(Path(arguments.output).with_suffix(""), detections)
+            write_results(Path(arguments.output.removesuffix(".json")), detections)
     return {
         "model": scorer.model.spec.name,
         "step": weights.step,

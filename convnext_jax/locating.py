@@ -86,6 +86,13 @@ def locate(
     else:
         of_objects.require_apart(folder, names, images)
         least = {} if arguments.least_score is None else {"least_score": arguments.least_score}
+        model: Any = description.spec.abstract()
+        threshold = model.roi_head.selection.score_threshold
+        if least.get("least_score", 1) < threshold:
+            raise InputError(
+                f"`--least_score` (={arguments.least_score}) must be at least {threshold:g}, below"
+                f" which {source} finds nothing"
+            )
         colours = colours_of_objects(classes)
         write = functools.partial(_write_objects, folder, class_names, colours, arguments.top)
         predictor = detector.Predictor(description, **read(), **least)

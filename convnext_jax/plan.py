@@ -37,7 +37,7 @@ from convnext_jax.models.registry import get_variant
 from convnext_jax.planning.compiling import Job, Variant, analyse, measure, search
 from convnext_jax.planning.machines import GIB, Machine, describe_devices, parse_machine
 from convnext_jax.planning.whole_run import feeding
-from convnext_jax.wings import wing_of
+from convnext_jax.wings import steps_of, wing_of
 
 # Classes and examples of the splits of datasets that may be planned for without having them.
 DATASETS = {
@@ -183,7 +183,7 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
         "dtype": config.model.dtype,
         "num_classes": classes,
         "global_batch": config.data.global_batch,
-        "steps": config.steps(examples).total,
+        "steps": steps_of(config, examples).total,
         "price": arguments.price,
     }
     devices = None if machine.is_gpu else describe_devices(machine)

@@ -230,7 +230,7 @@ def _other_schedule(
     """Says that the schedule is drawn anew, if it is."""
     try:
         old_config = from_dict(before)
-        old = old_config.steps(num_examples)
+        old = old_config.steps(num_examples, steps.per_epoch)  # of as many images each
     except InputError:  # of a version with other keys
         return []
     if old.total == steps.total:
@@ -243,6 +243,7 @@ def _other_schedule(
                 total_steps=lengths.total,
                 warmup_steps=lengths.warmup,
                 minimum=which.optim.min_lr,
+                milestones=[epoch * lengths.per_epoch for epoch in which.optim.milestones],
             )(step)
         )
         for which, lengths in ((old_config, old), (config, steps))

@@ -1,18 +1,22 @@
 """Tasks by name: what builds a task from a config, opens its data, and evaluates its models."""
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from convnext_jax.classification import task as of_images
-from convnext_jax.config import Config
+from convnext_jax.config import Config, Steps
+from convnext_jax.data.folder import NAME as FOLDER
 from convnext_jax.data.instances import crowded_notes
 from convnext_jax.data.masks import open_masks
 from convnext_jax.data.objects import open_objects
 from convnext_jax.data.sources import open_source
 from convnext_jax.detection import task as of_objects
 from convnext_jax.detection.metrics import words as words_of_objects
+from convnext_jax.detection.ordering import steps_per_epoch
 from convnext_jax.detection.page import draw_page as draw_objects
+from convnext_jax.errors import InputError
 from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelDescription
 from convnext_jax.segmentation import several_sizes
@@ -43,6 +47,7 @@ class Wing:
       values: keys of `segmentation` that say what the values of annotations mean, and are also
         flags of `evaluate`.
       of_images: images have classes: what suites of test sets are for.
+      steps_per_epoch: (number of examples, examples of a step) -> steps.
       page: (file, model, parameters, batch statistics, data) -> None, draws examples to look at;
         None: there is nothing to draw.
     """
@@ -56,6 +61,7 @@ class Wing:
     words: Callable[[Mapping[str, Any]], str]
     values: frozenset[str] = frozenset()
     of_images: bool = False
+    steps_per_epoch: Callable[[int, int], int] = operator.floordiv
     page: Callable[..., None] | None = None
 
 
@@ -79,16 +85,24 @@ def _open_masks(config: Config, split: str, *, training: bool = False, look: boo
 def _open_objects(config: Config, split: str, *, training: bool = False, look: bool = True) -> Any:
     del look  # objects are counted when they are prepared
     data = config.data
+    key = "annotations" if training else "eval_annotations"
+    if data.name == FOLDER and getattr(data, key) is None:
+        raise InputError(
+            f"`data.{key}` must be given for the dataset `{FOLDER}`: a file in COCO's format on the"
+            f" images of `{split}`"
+        )
     source = open_objects(
         data.name,
         split,
         data.dir,
         training=training,
-        annotations=data.annotations if training else data.eval_annotations,
+        annotations=getattr(data, key),
         exif=data.exif,
     )
     if training:
         source.notes += crowded_notes(source, config.detection.max_objects)
+    elif not source.counts[:, 0].sum():
+        raise InputError(f"{source} must have objects that are to be found, and has none")
     return source
 
 
@@ -156,9 +170,16 @@ WINGS = {
         parts=_parts_of_objects,
         options=frozenset({"per_class", "output"}),
         words=words_of_objects,
+        steps_per_epoch=steps_per_epoch,
         page=draw_objects,
     ),
 }
+
+
+def steps_of(config: Config, examples: int) -> Steps:
+    """Lengths of a run on so many training examples; raises InputError as `Config.steps`."""
+    wing = wing_of(config.model.name)
+    return config.steps(examples, wing.steps_per_epoch(examples, config.data.global_batch))
 
 
 def wing_of(model: str) -> Wing:

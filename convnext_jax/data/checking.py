@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from convnext_jax.constants import IGNORED
+from convnext_jax.data.instances import Objects
 from convnext_jax.data.pieces import read_example
 from convnext_jax.data.reading import Reader
 from convnext_jax.errors import InputError
@@ -38,7 +39,7 @@ class _Chunk:
 
     def _facts(self, index: int) -> dict[str, Any]:
         facts = {"index": index, "height": 0, "width": 0, "digest": 0, "error": ""}
-        facts["counts"] = np.zeros(IGNORED + 1 if has_masks(self.source) else 0, np.int64)
+        facts["counts"] = np.zeros(_places(self.source), np.int64)
         facts["label"] = -1
         try:
             image, label = read_example(self.source, index)
@@ -47,7 +48,9 @@ class _Chunk:
         digest = hashlib.blake2b(f"{image.size}".encode(), digest_size=8)
         digest.update(image.tobytes())
         facts["digest"] = np.frombuffer(digest.digest(), np.int64)[0]
-        if isinstance(label, np.ndarray):
+        if isinstance(label, Objects):
+            facts["counts"] = np.bincount(label.labels, minlength=len(facts["counts"]))
+        elif isinstance(label, np.ndarray):
             facts["counts"] = np.bincount(label.ravel(), minlength=IGNORED + 1)
         else:
             facts["label"] = label
@@ -63,12 +66,12 @@ class SplitFacts:
       notes: sentences that the dataset says of itself.
       errors: what is wrong with each example that cannot be read, by index.
       class_names: by label.
-      examples: int [classes], images of each class; of masks, images that have it.
+      examples: int [classes], images of each class; of masks and objects, images that have it.
       pixels: int [classes], of masks; empty for labels.
       sizes: int [N, 2], height and width of each image that can be read.
       indices: int [N], its index.
       digests: int64 [N], a hash of its pixels.
-      labels: int [N], its class; -1 where that is a mask.
+      labels: int [N], its class; -1 where that is a mask, or objects.
     """
 
     name: str
@@ -89,7 +92,7 @@ def read_all(
     """Reads every example of a split.
 
     Args:
-      source: of images with a class, or with a mask, each.
+      source: of images with a class, a mask or objects each.
       workers: processes that read; 0: threads of this one.
       threads: in each of them.
       advance: is told how many more were read.
@@ -100,7 +103,8 @@ def read_all(
     errors: dict[int, str] = {}
     kept = collections.defaultdict[str, list[np.ndarray]](list)
     with_pixels = has_masks(source)
-    examples, pixels = np.zeros((2, IGNORED + 1 if with_pixels else source.num_classes), np.int64)
+    places = _places(source)
+    examples, pixels = np.zeros((2, places or source.num_classes), np.int64)
     reader = Reader(
         _Chunk(source),
         per_batch=1,
@@ -117,7 +121,7 @@ def read_all(
             errors |= dict(bad)
             for name in ("index", "digest", "label", "height", "width"):
                 kept[name].append(chunk[name][good])
-            if with_pixels:
+            if places:
                 pixels += chunk["counts"].sum(0)
                 examples += (chunk["counts"] > 0).sum(0)
             else:
@@ -136,6 +140,13 @@ def read_all(
         digests=joined["digest"],
         labels=joined["label"],
     )
+
+
+def _places(source: Any) -> int:
+    """How many kinds of pixels or of objects an image may have; 0: it has one class."""
+    if has_masks(source):
+        return IGNORED + 1
+    return source.num_classes if hasattr(source, "objects") else 0
 
 
 def same_pixels(one: SplitFacts, other: SplitFacts | None = None) -> list[tuple[int, int]]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from typing import Any
 
 import numpy as np
@@ -249,4 +248,5 @@ def _by_number(table: dict[int, Any], number: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    # A whole number may be too large for `isfinite`.
+    return isinstance(value, int | float) and -1e9 < value < 1e9

@@ -11,6 +11,8 @@ import numpy as np
 
 from convnext_jax.errors import InputError, needed_for
 
+# Polygons may reach so many times as far from the corner as their image does.
+_FAR = 10
 # A point has two numbers, and a polygon three points.
 _LEAST_NUMBERS = 6
 
@@ -30,8 +32,8 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> None:
     """
     if isinstance(segmentation, dict):
         size, counts = segmentation.get("size"), segmentation.get("counts")
-        if not isinstance(counts, list | str | bytes) or size is None:
-            raise InputError("its RLE must have `size` and `counts`")
+        if not isinstance(counts, list | str | bytes) or not isinstance(size, list | tuple):
+            raise InputError("its RLE must have `size`, a height and a width, and `counts`")
         if list(size) != [height, width]:
             raise InputError(
                 f"its RLE is of size {list(size)}, and must be of its image's, {[height, width]}"
@@ -54,11 +56,16 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> None:
             "its `segmentation` must have an RLE or a polygon of three points or more, which masks"
             " are made of, and has none"
         )
+    far = _FAR * max(height, width)
     for polygon in segmentation:
-        if len(polygon) % 2 or not all(
-            isinstance(number, int | float) and np.isfinite(number) for number in polygon
-        ):
+        if len(polygon) % 2 or not all(isinstance(number, int | float) for number in polygon):
             raise InputError("its polygons must be lists of numbers x1, y1, x2, y2, ...")
+        # pycocotools walks along every edge, however long it is.
+        if not all(abs(number) <= far for number in polygon):
+            raise InputError(
+                f"its polygons must lie near their image of {height} x {width} pixels (height x"
+                f" width), and reach {max(map(abs, polygon)):.3g}"
+            )
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> Rle:

@@ -20,6 +20,8 @@ from convnext_jax.retry import WAITS_SECONDS, is_gone, is_passing, retrying
 # A thread or worker produces this many examples at a time: small enough that a batch is spread over
 # all of them, large enough that passing it between processes costs little beside decoding it.
 PIECE = 32
+# Unless rows are so large that they would have more bytes: those of detection are 17 MB.
+_PIECE_BYTES = 2**25
 # Examples that are tried in place of one that cannot be read.
 _CANDIDATES = 10
 
@@ -125,9 +127,14 @@ class TrainPiece:
     seed: int
     skip_bad: bool
 
+    @functools.cached_property
+    def size(self) -> int:
+        """Rows of a piece, at most."""
+        return rows_of_piece(self.examples)
+
     def __call__(self, number: int) -> Batch:
         """A part of a batch; with `skipped` where examples may be replaced."""
-        step, rows = _step_and_rows(number, self.rows)
+        step, rows = _step_and_rows(number, self.rows, self.size)
         found = []
         skipped = np.full(len(rows), -1, np.int64)
         for i, row in enumerate(rows):
@@ -166,9 +173,14 @@ class EvalPiece:
     skip_bad: bool
     option: str
 
+    @functools.cached_property
+    def size(self) -> int:
+        """Rows of a piece, at most."""
+        return rows_of_piece(self.examples)
+
     def __call__(self, number: int) -> Batch:
         """A part of a batch; the first pass only checks, where it is read at all."""
-        batch, rows = _step_and_rows(number, self.rows)
+        batch, rows = _step_and_rows(number, self.rows, self.size)
         turn, batch = divmod(batch, len(self.order))
         indices = self.order[batch, rows].tolist()
         if turn == 0:
@@ -205,6 +217,12 @@ class EvalPiece:
         return {}
 
 
+def rows_of_piece(examples: TrainExamples | EvalExamples) -> int:
+    """How many rows a piece has at most."""
+    size = sum(np.asarray(value).nbytes for value in examples.blank.values())
+    return max(1, min(PIECE, _PIECE_BYTES // max(size, 1)))
+
+
 def _stacked(rows: Sequence[Row]) -> Batch:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -226,10 +244,10 @@ def _beside(function: Callable[..., Batch], *arguments: Any) -> Batch:
         return thread.submit(work).result()
 
 
-def _step_and_rows(number: int, rows: np.ndarray) -> tuple[int, np.ndarray]:
-    """The step that piece `number` belongs to, and which of the host's `rows` it holds."""
-    step, piece = divmod(number, math.ceil(len(rows) / PIECE))
-    return step, rows[piece * PIECE : (piece + 1) * PIECE]
+def _step_and_rows(number: int, rows: np.ndarray, size: int) -> tuple[int, np.ndarray]:
+    """The step that piece `number`, of `size` rows, belongs to, and which of `rows` it holds."""
+    step, piece = divmod(number, math.ceil(len(rows) / size))
+    return step, rows[piece * size : (piece + 1) * size]
 
 
 def read_example(source: Source, index: int) -> Example:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 import numpy as np
 
 from convnext_jax.data.pieces import (
-    PIECE,
     EvalExamples,
     EvalPiece,
     Order,
@@ -303,7 +302,7 @@ def _read(
 ) -> Reader:
     return Reader(
         piece,
-        per_batch=math.ceil(len(piece.rows) / PIECE),
+        per_batch=math.ceil(len(piece.rows) / piece.size),
         start=start,
         stop=stop,
         workers=workers,

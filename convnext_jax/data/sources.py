@@ -153,6 +153,12 @@ def check_same_classes(training: HasClasses, evaluation: HasClasses) -> None:
         for source, names in ((training, one - other), (evaluation, other - one))
         if names
     ]
+    if one == other:
+        raise InputError(
+            f"the splits must have their classes in the same order: `{training.split}` has"
+            f" {', '.join(training.class_names)} and `{evaluation.split}`"
+            f" {', '.join(evaluation.class_names)}"
+        )
     raise InputError(
         f"the splits must have the same classes: `{training.split}` has {len(one)} and"
         f" `{evaluation.split}` {len(other)}; {'; '.join(parts)}"

@@ -86,6 +86,8 @@ def export(arguments: argparse.Namespace) -> str:
     folder = Path(arguments.output).expanduser().resolve()
     weights = find(arguments.checkpoint, step=arguments.step, ema=arguments.ema)
     found = weights.description
+    if get_variant(found.spec.name).task == "detection":
+        raise InputError(f"{weights} detects objects: such models cannot be exported")
     if get_variant(found.spec.name).architecture == "roadmap":
         for flag, given in (
             ("--fold", arguments.fold),

@@ -31,6 +31,10 @@ _SCORES = {
     "miou": "mean IoU",
     "macc": "mean accuracy",
     "aacc": "accuracy of all pixels",
+    "box_ap": "AP of boxes",
+    "box_ap50": "AP of boxes at an IoU of 0.5",
+    "mask_ap": "AP of masks",
+    "mask_ap50": "AP of masks at an IoU of 0.5",
 }
 
 

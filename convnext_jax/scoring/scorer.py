@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from convnext_jax import builders, processes, starting
@@ -15,6 +16,7 @@ from convnext_jax.data.imagenet_subsets import SUBSETS
 from convnext_jax.data.open_files import allow_open_files
 from convnext_jax.data.relabelled import Relabelled
 from convnext_jax.errors import InputError
+from convnext_jax.models.registry import get_variant
 from convnext_jax.models.spec import ModelDescription
 from convnext_jax.scoring.test_sets import split_of
 from convnext_jax.training.evaluator import Program, results_of
@@ -42,7 +44,9 @@ def config_for(
       InputError: no dataset is given, and the weights come from no run.
     """
     # Converted weights say nothing of a dataset.
-    values = copy.deepcopy(weights.config or {"data": {"name": None, "global_batch": 64}})
+    detects = get_variant(weights.description.spec.name).task == "detection"
+    at_once = jax.device_count() if detects else 64  # a detector's images are large
+    values = copy.deepcopy(weights.config or {"data": {"name": None, "global_batch": at_once}})
     given = {key: value for key, value in data.items() if value is not None}
     ran_on = values["data"]["name"]
     # What a run said of its own dataset's split and annotations does not hold for another.
@@ -52,6 +56,8 @@ def config_for(
     if not inherited and (split := split_of(given["name"])) is not None:
         given = {"eval_split": split} | given
     values["segmentation"] = kept | dict(annotations or {})
+    if not inherited:
+        values["data"] |= {"annotations": None, "eval_annotations": None}
     values["data"] |= given
     if values["data"]["name"] is None:
         raise InputError(f"`--dataset` must be given: {weights.source} comes from no run")

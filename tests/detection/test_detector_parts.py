@@ -108,7 +108,12 @@ def test_every_backbone_of_upernet_has_both_detectors():
 
 
 @pytest.mark.parametrize(
-    "name", ["mask_rcnn_convnext_nano_ols", "cascade_mask_rcnn_convnextv2_atto"]
+    "name",
+    [
+        "mask_rcnn_convnext_nano_ols",
+        # half a minute to compile
+        pytest.param("cascade_mask_rcnn_convnextv2_atto", marks=pytest.mark.slow),
+    ],
 )
 def test_shapes_and_dtypes(name):
     """Of an overlapping stem and of V2, in bfloat16."""

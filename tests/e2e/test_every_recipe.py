@@ -240,11 +240,9 @@ STEPS = [step for step in ROADMAP_STEPS if step != "original"] + ["separate_down
 @pytest.mark.parametrize(
     "step",
     # models/test_roadmap.py has the networks of all of them
-    [
-        step if step == "fewer_norms" else pytest.param(step, marks=pytest.mark.slow)
-        for step in STEPS
-    ],
+    STEPS,
 )
+@pytest.mark.slow
 def test_every_step_of_the_road(train, imagenet1k, step, folders):
     variant = ROADMAP[f"roadmap_resnet50_{step}"]
     wide = variant.architecture == "roadmap" and variant.block == "bottleneck"

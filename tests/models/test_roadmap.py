@@ -381,6 +381,7 @@ def test_kernels_are_rounded_as_they_are_used_and_rates_decay():
         assert found["stem_norm/scale"] == found["stem/kernel"] < found["stages/0/0/conv1/kernel"]
 
 
+@pytest.mark.slow  # test_training_mode.py recomputes blocks of a ConvNeXt
 def test_norms_of_layers_can_be_recomputed():
     small = {"depths": (1, 1, 1, 1), "dims": (8, 16, 32, 64), "norm": "layer_norm"}
     plain, again = (

@@ -362,6 +362,7 @@ def compiled_for_cpu(fsdp: int) -> tuple[dict, list[int]]:
     return program.totals(), [leaf.size for leaf in jax.tree.leaves(step.abstract_state.params)]
 
 
+@pytest.mark.slow  # the next one compiles a step, too
 def test_replicated_step_only_sums_gradients():
     totals, sizes = compiled_for_cpu(1)
     assert set(totals) == {"all-reduce"}

@@ -89,6 +89,7 @@ def expected(sets, model, test_set, size=SIZE):
     return 100 * top1(test_set, SUBSETS.get(test_set, range(1000)))
 
 
+@pytest.mark.slow  # scoring/test_suite.py has a suite that goes on where it was
 def test_killed_and_started_again_it_repeats_nothing(sets, tmp_path):
     workdir = tmp_path / "tables"
     with serve(repository(NAME, tmp_path / "hub")) as (hub, _):
