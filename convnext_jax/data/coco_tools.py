@@ -33,7 +33,7 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> None:
     if isinstance(segmentation, dict):
         size, counts = segmentation.get("size"), segmentation.get("counts")
         if not isinstance(counts, list | str | bytes) or not isinstance(size, list | tuple):
-            raise InputError("its RLE must have `size`, a height and a width, and `counts`")
+            raise InputError("its RLE must have `size` and `counts`")
         if list(size) != [height, width]:
             raise InputError(
                 f"its RLE is of size {list(size)}, and must be of its image's, {[height, width]}"
