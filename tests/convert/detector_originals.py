@@ -20,8 +20,9 @@ _MMPRETRAIN = {
 
 def build(kind, depths=(2, 2, 6, 2), dims=(40, 80, 160, 320), **settings):
     """A detector with random weights, in float32, that is recognised by its shapes."""
+    own = {"kernel": 7, "channels": WIDTHS["fpn_channels"], "features": WIDTHS["head_features"]}
     settings = torch_detector.Settings(
-        kind.startswith("cascade"), depths=depths, dims=dims, **settings
+        kind.startswith("cascade"), depths=depths, dims=dims, **own | settings
     )
     return torch_detector.Detector(settings, seed=1).float()
 
