@@ -3,7 +3,8 @@
 Compiles the training step of `configs/coco.py:cascade_tiny` in bfloat16 for slices that need not be
 here, at 1 and 2 images a chip, a quarter of an hour each; plans that the results file has are kept.
 Counts how much of the compiler's estimate is in what detection has and other tasks have not: these
-are loops over as many tiles, boxes or objects as there are, and count as often as `rounds` says.
+are loops over as many tiles, boxes or objects as there are, and count as often as `rounds` says. Of
+sorts, which top-k is made of, the compiler states no cycles: they are missing in all numbers.
 Writes `benchmarks/results/detection_plans.json` and the table of docs/detection.md.
 """
 

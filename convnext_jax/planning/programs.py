@@ -194,9 +194,10 @@ def _split(text: str) -> tuple[dict[str, list[str]], str]:
 
 def _scope(line: str, scopes: Iterable[str]) -> tuple[str | None, int]:
     """The first of the scopes that an instruction is in, and in how many of its loops."""
-    name = _NAME.search(line)
-    for scope in scopes if name else ():
-        found = re.search(rf"\b{re.escape(scope)}\b(.*)", name[1])
+    named = _NAME.search(line)
+    name = named[1] if named else ""
+    for scope in scopes:
+        found = re.search(rf"\b{re.escape(scope)}\b(.*)", name)
         if found is not None:
             return scope, found[1].count("while/body")
     return None, 0
