@@ -201,11 +201,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = measure_all(flags, parts)
         whole = (flags.size, flags.backbone, set(parts)) == (SIZE, BACKBONE, set(PARTS))
         folder = RESULTS if flags.out is None and whole else flags.out
-        print(table(results))
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             file = folder / f"detection-{results['device']}.json"
             file.write_text(json.dumps(results, indent=2) + "\n")
+        print(table(results))
         if folder is RESULTS:
             PAGE.write_text(rewrite(PAGE.read_text(), {"speed": table(results)}))
             if short := fell_short(results):

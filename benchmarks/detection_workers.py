@@ -106,9 +106,11 @@ def ours(setting: Setting, scene: Mapping[str, np.ndarray], mode: str) -> Callab
         batch[name][0] = scene[name]
     for name in ("boxes", "labels", "masks"):
         batch[name][0, :count] = scene[name]
-    step = step_of(task, config, sharding.create_mesh(), 1000)
-    state = [jax.jit(step.initial_state)(params)]
-    batch = jax.device_put(batch)
+    mesh = sharding.create_mesh()
+    step = step_of(task, config, mesh, 1000)
+    # Where the step leaves its state, or the second step would be compiled anew.
+    state = [jax.jit(step.initial_state, out_shardings=step.state_shardings)(params)]
+    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
 
     def train() -> Any:
         state[0], metrics = jax.block_until_ready(step.function(state[0], batch))
