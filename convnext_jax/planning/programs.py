@@ -211,35 +211,6 @@ def _executed(
     )
 
 
-<<<<<<< HEAD
-=======
-def _split(text: str) -> tuple[dict[str, list[str]], str]:
-    computations: dict[str, list[str]] = {}
-    entry, lines = None, []
-    for line in text.splitlines():
-        start = _COMPUTATION.match(line)
-        if start is not None:
-            lines = computations.setdefault(start[2], [])
-            entry = start[2] if start[1] else entry
-        else:
-            lines.append(line)
-    if entry is None:
-        raise ValueError("the text must have an entry computation")
-    return computations, entry
-
-
-def _scope(line: str, scopes: Iterable[str]) -> tuple[str | None, int]:
-    """The first of the scopes that an instruction is in, and in how many of its loops."""
-    named = _NAME.search(line)
-    name = named[1] if named else ""
-    for scope in scopes:
-        found = re.search(rf"\b{re.escape(scope)}\b(.*)", name)
-        if found is not None:
-            return scope, found[1].count("while/body")
-    return None, 0
-
-
->>>>>>> det-bench
 def _called(line: str) -> list[str]:
     names = []
     for key, several, one in _CALLED.findall(line):
