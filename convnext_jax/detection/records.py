@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 
 class Found(NamedTuple):
-    """The detections of a row that are there, in the image as it is stored.
+    """The D detections of a row that are there, in the image as it is stored.
 
     Attributes:
       boxes: float32 [D, 4], x1, y1, x2, y2, pixels.
@@ -64,11 +64,13 @@ def records(rows: Mapping[str, np.ndarray], detections: Any) -> list[Record]:
     Args:
       rows: of this process, arrays by name: `index` int [N], -1 for filling; `mask` [N], if it is
         there 0 for filling; `size` and `original` as in `in_original`.
-      detections: of the same rows, as in `in_original`.
+      detections: of the same rows, as in `in_original`; on the host or a device of this process.
 
     Returns:
       One for each row that is no filling, also where nothing was found.
     """
+    # Each array comes from the device once, not once a row.
+    detections = Found(*(np.asarray(getattr(detections, name)) for name in Found._fields))
     real = np.asarray(rows["index"]) >= 0
     if "mask" in rows:
         real &= np.asarray(rows["mask"]) > 0
