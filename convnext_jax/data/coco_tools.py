@@ -5,6 +5,7 @@ compressed bytes. What COCO calls a segmentation is an RLE, one whose counts are
 numbers, or a list of polygons, each x1, y1, x2, y2, ... in pixels.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> None:
         )
     for polygon in segmentation:
         if len(polygon) % 2 or not all(
-            isinstance(number, int | float) and np.isfinite(number) for number in polygon
+            isinstance(number, int | float) and math.isfinite(number) for number in polygon
         ):
             raise InputError("its polygons must be lists of numbers x1, y1, x2, y2, ...")
 

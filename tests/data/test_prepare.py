@@ -87,8 +87,8 @@ def test_overwriting_that_fails_keeps_what_was_there(tmp_path, capsys, monkeypat
     [
         (
             ["imagnet2012"],
-            "dataset `imagnet2012` must be `ade20k`, `digit_scenes`, `digits`, `folder`,"
-            " `imagenet22k` or the name of a TFDS dataset; did you mean imagenet2012",
+            "dataset `imagnet2012` must be `ade20k`, `coco2017`, `digit_scenes`, `digits`,"
+            " `folder`, `imagenet22k` or the name of a TFDS dataset; did you mean imagenet2012",
         ),
         (["foldr"], "; did you mean folder"),
         (["folder"], "dataset `folder` cannot be prepared and has no versions: as `folder`, "),

@@ -7,6 +7,7 @@ from PIL import Image
 
 from convnext_jax.data.coco_tools import encode
 from convnext_jax.data.instances import Objects
+from convnext_jax.data.pipeline import Passes, train_batches
 from convnext_jax.detection import transforms
 from convnext_jax.detection.transforms import EvalCanvas, TrainCanvas
 from convnext_jax.errors import InputError
@@ -287,6 +288,40 @@ def test_evaluation_resizes_to_fit(size):
             assert (np.shape(value), value.dtype) == (np.shape(blank[name]), blank[name].dtype)
         assert blank["index"] == -1 and not blank["image"].any() and blank["size"].min() > 0
     assert transform.filling(portrait=True)["portrait"] == 1
+
+
+class Source:
+    """Examples as a source gives them."""
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        return self.examples[index]
+
+
+def test_rows_become_batches():
+    """Through the pipeline, in worker processes, which receive all of it pickled."""
+    rng = np.random.default_rng(0)
+    examples = [an_example(rng, 50, 60 + i, i)[:2] for i in range(4)]
+    with train_batches(
+        Source(examples), SMALL, global_batch=4, seed=3, start_step=0, num_steps=1, workers=1
+    ) as batches:
+        (batch,) = batches
+    rows = [SMALL(examples[i], np.random.default_rng((3, 0, i))) for i in range(4)]
+    for name, values in batch.items():
+        assert values.dtype == rows[0][name].dtype
+        found = sorted(value.tobytes() for value in values)
+        assert found == sorted(row[name].tobytes() for row in rows), name
+    passes = Passes(
+        Source(examples), EvalCanvas(canvas=(96, 160), longer=160, shorter=96), global_batch=3
+    )
+    found = list(passes())
+    passes.close()
+    assert [batch["index"].tolist() for batch in found] == [[3, 3, 3], [3, -1, -1]]
 
 
 def test_square_images_are_landscape():
