@@ -56,8 +56,10 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> None:
             " are made of, and has none"
         )
     for polygon in segmentation:
-        if len(polygon) % 2 or not all(
-            isinstance(number, int | float) and math.isfinite(number) for number in polygon
+        # The sum of numbers is finite if all of them are; not one by one, which takes ten times as
+        # long.
+        if len(polygon) % 2 or not (
+            set(map(type, polygon)) <= {int, float} and math.isfinite(sum(polygon))
         ):
             raise InputError("its polygons must be lists of numbers x1, y1, x2, y2, ...")
 
