@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from data import miniature_coco as mini
 from data.ilsvrc import prepare as run_prepare
 from data.masks import photograph, saved
@@ -13,6 +14,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from convnext_jax.data import prepare
+from convnext_jax.data.coco import Coco2017
 from convnext_jax.data.coco_classes import CATEGORIES, CATEGORY_IDS, CLASSES
 from convnext_jax.data.coco_tools import bitmap
 from convnext_jax.data.instances import ground_truth
@@ -187,6 +189,25 @@ def test_folders_are_as_good(tmp_path, data_dir):
         ]
         for index in range(len(sources[0])):
             assert sources[0]._record(index) == sources[1]._record(index)
+
+
+def test_the_order_of_records_is_the_files_over_several_shards(tmp_path):
+    """What is stored beside the records is by their place."""
+    files = mini.contents(CATEGORIES.items(), train=30, validation=4, seed=1)
+    mini.write_archives(tmp_path, files)
+    builder = Coco2017(data_dir=tmp_path / "tfds")
+    builder.download_and_prepare(
+        file_format="array_record",
+        download_config=tfds.download.DownloadConfig(manual_dir=tmp_path, num_shards=4),
+    )
+    source = open_objects("coco2017", "train", tmp_path / "tfds", training=False)
+    images = json.loads(files["annotations/instances_train2017.json"])["images"]
+    assert source.num_files == 4 and len(source) == 30
+    assert [source.objects(i).image_id for i in range(30)] == [image["id"] for image in images]
+    for index in range(30):
+        image, objects = source[index]
+        assert source.sizes[index].tolist() == [image.height, image.width]
+        assert source.counts[index].sum() == len(objects)
 
 
 def test_to_evaluate_the_training_images_are_not_needed(tmp_path, capsys):

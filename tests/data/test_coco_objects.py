@@ -213,6 +213,11 @@ BAD = {
     "no mask": (without("segmentation"), "must have an RLE or a polygon of three points or more"),
     "two points": (with_annotation(segmentation=[[1, 2, 3, 4]]), "must have an RLE or a polygon"),
     "odd": (with_annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "lists of numbers x1, y1, x2"),
+    "no numbers": (with_annotation(segmentation=[[1, 2, 3, "4", 5, 6]]), "lists of numbers x1"),
+    "no finite ones": (
+        with_annotation(segmentation=[[1, 2, float("inf"), -float("inf"), 5, 6]]),
+        "lists of numbers x1",
+    ),
     "words": (with_annotation(segmentation="mask"), "must be a list of polygons, or an RLE"),
     "RLE of another size": (
         with_annotation(segmentation={"size": [5, 6], "counts": [30]}),

@@ -1,53 +1,18 @@
 """Training's and evaluation's rows against mmdetection's steps, written down with OpenCV."""
 
+import pickle
+
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from detection.made_examples import SMALL, an_example
 
-from convnext_jax.data.coco_tools import encode
-from convnext_jax.data.instances import Objects
+from convnext_jax.data.pipeline import Passes, train_batches
 from convnext_jax.detection import transforms
 from convnext_jax.detection.transforms import EvalCanvas, TrainCanvas
 from convnext_jax.errors import InputError
 
 cv2.setNumThreads(1)
-# The recipe's proportions at an eighth of its size, so that hundreds of images are quick.
-SMALL = TrainCanvas(
-    canvas=(128, 192),
-    longer=166,
-    scales=(60, 70, 80, 100),
-    first_scales=(50, 62, 75),
-    crop=(48, 75),
-    max_objects=12,
-)
-
-
-def an_example(rng, height, width, count, crowds=0):
-    """Noise with rectangles and ellipses, some of whose boxes reach beyond the image."""
-    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
-    boxes, masks = [], []
-    for i in range(count):
-        left, top = rng.uniform(-2, 0.9 * width), rng.uniform(-2, 0.9 * height)
-        wide, high = rng.uniform(1, width - left + 2), rng.uniform(1, height - top + 2)
-        y, x = np.mgrid[:height, :width] + 0.5
-        far = abs((x - left) / wide - 0.5), abs((y - top) / high - 0.5)
-        inside = np.maximum(*far) < 0.5 if i % 2 else np.hypot(*far) < 0.5
-        boxes.append([left, top, wide, high])
-        masks.append(inside)
-    is_crowd = np.arange(count) < crowds
-    objects = Objects(
-        bbox=np.array(boxes).reshape(-1, 4),
-        labels=rng.integers(0, 80, count).astype(np.int32),
-        is_crowd=is_crowd,
-        area=np.array([mask.sum() for mask in masks], np.float64),
-        masks=tuple(encode(mask) for mask in masks),
-        height=height,
-        width=width,
-        image_id=7,
-        index=3,
-    )
-    return image, objects, np.array(masks, np.uint8).reshape(count, height, width)
 
 
 def rescale_size(height, width, longer, shorter):
@@ -287,6 +252,41 @@ def test_evaluation_resizes_to_fit(size):
             assert (np.shape(value), value.dtype) == (np.shape(blank[name]), blank[name].dtype)
         assert blank["index"] == -1 and not blank["image"].any() and blank["size"].min() > 0
     assert transform.filling(portrait=True)["portrait"] == 1
+
+
+class Source:
+    """Examples as a source gives them."""
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        return self.examples[index]
+
+
+def test_rows_become_batches():
+    """Through the pipeline; workers would receive the transform pickled."""
+    rng = np.random.default_rng(0)
+    examples = [an_example(rng, 50, 60 + i, i)[:2] for i in range(4)]
+    again = pickle.loads(pickle.dumps(SMALL))
+    with train_batches(
+        Source(examples), again, global_batch=4, seed=3, start_step=0, num_steps=1
+    ) as batches:
+        (batch,) = batches
+    rows = [SMALL(examples[i], np.random.default_rng((3, 0, i))) for i in range(4)]
+    for name, values in batch.items():
+        assert values.dtype == rows[0][name].dtype
+        found = sorted(value.tobytes() for value in values)
+        assert found == sorted(row[name].tobytes() for row in rows), name
+    passes = Passes(
+        Source(examples), EvalCanvas(canvas=(96, 160), longer=160, shorter=96), global_batch=3
+    )
+    found = list(passes())
+    passes.close()
+    assert [batch["index"].tolist() for batch in found] == [[3, 3, 3], [3, -1, -1]]
 
 
 def test_square_images_are_landscape():

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from test_detection_transforms import SMALL, an_example
+from detection.made_examples import SMALL, an_example
 
 from convnext_jax.detection.ordering import EvalOrder, TrainOrder
 from convnext_jax.detection.transforms import EvalCanvas
