@@ -61,7 +61,7 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> None:
         if len(polygon) % 2 or not _are_numbers(polygon):
             raise InputError("its polygons must be lists of numbers x1, y1, x2, y2, ...")
         # pycocotools walks along every edge, however long it is.
-        furthest = max(-min(polygon), max(polygon), 0)
+        furthest = max(-min(polygon, default=0), max(polygon, default=0))
         if furthest > far:
             raise InputError(
                 f"its polygons must lie near their image of {height} x {width} pixels (height x"
