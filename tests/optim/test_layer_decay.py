@@ -77,10 +77,10 @@ def test_every_parameter_of_every_model_has_a_group_and_none_is_empty(name):
 
 
 def test_other_names_are_errors():
-    with pytest.raises(InputError, match="`neck/kernel` must be a parameter of a ConvNeXt"):
-        layer_group("neck/kernel", (3, 3, 9, 3))
-    with pytest.raises(InputError, match="`neck/kernel` must be a parameter of a ConvNeXt"):
-        stage_scales({"neck": {"kernel": np.zeros(1)}}, (3, 3, 9, 3), 0.9)
+    with pytest.raises(InputError, match="`tail/kernel` must be a parameter of a ConvNeXt"):
+        layer_group("tail/kernel", (3, 3, 9, 3))
+    with pytest.raises(InputError, match="`tail/kernel` must be a parameter of a ConvNeXt"):
+        stage_scales({"tail": {"kernel": np.zeros(1)}}, (3, 3, 9, 3), 0.9)
 
 
 def test_updates_are_those_of_torch_with_a_learning_rate_for_each_group():
