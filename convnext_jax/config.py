@@ -8,6 +8,7 @@ keys.
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -279,6 +280,33 @@ def from_dict(values: dict[str, Any]) -> Config:
     config = _build(Config, values, prefix="")
     check_ranges(config)
     return config
+
+
+def require_unused(
+    config: Config, does: str, further: Mapping[str, tuple[Any, Any]] | None = None
+) -> None:
+    """Raises InputError for a key that is for classification alone, and is set.
+
+    Args:
+      config: of a run of another task.
+      does: what its model does, a verb.
+      further: other such keys: what they have, and what they must.
+    """
+    data, plain = config.data, DataConfig()
+    keys: dict[str, tuple[Any, Any]] = {
+        "optim.label_smoothing": (config.optim.label_smoothing, 0.0),
+        "data.crop": (data.crop, plain.crop),
+        "data.crop_scale": (data.crop_scale, plain.crop_scale),
+        "model.head_init_scale": (config.model.head_init_scale, 1.0),
+    }
+    for field, value in vars(AugmentConfig()).items():
+        keys[f"augment.{field}"] = getattr(config.augment, field), value
+    for key, (value, must) in (keys | dict(further or {})).items():
+        if value != must:
+            raise InputError(
+                f"`{key}` (={value!r}) must be {must!r}: it is for classification, and"
+                f" {config.model.name} {does}"
+            )
 
 
 def unknown_key(key: str) -> InputError:

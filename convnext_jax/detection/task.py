@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convnext_jax.config import AugmentConfig, Config, DataConfig
+from convnext_jax.config import Config, require_unused
 from convnext_jax.constants import DECISIVE
 from convnext_jax.data.instances import ObjectSource, ground_truth
 from convnext_jax.detection import metrics
@@ -102,22 +102,8 @@ def detection(
 
 def _check(config: Config) -> None:
     """Raises InputError for keys that have no meaning here."""
-    data, plain = config.data, DataConfig()
-    others = {
-        "optim.label_smoothing": (config.optim.label_smoothing, 0.0),
-        "data.crop": (data.crop, plain.crop),
-        "data.crop_scale": (data.crop_scale, plain.crop_scale),
-        "data.eval_crop": (data.eval_crop, plain.eval_crop),
-        "model.head_init_scale": (config.model.head_init_scale, 1.0),
-    }
-    for field, value in vars(AugmentConfig()).items():
-        others[f"augment.{field}"] = getattr(config.augment, field), value
-    for key, (value, must) in others.items():
-        if value != must:
-            raise InputError(
-                f"`{key}` (={value!r}) must be {must!r}: it is for classification, and"
-                f" {config.model.name} detects"
-            )
+    data = config.data
+    require_unused(config, "detects", {"data.eval_crop": (data.eval_crop, None)})
     if data.image_size is not None:
         raise InputError(
             f"`data.image_size` (={data.image_size}) must be None: of models that detect"

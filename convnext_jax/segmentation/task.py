@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convnext_jax.config import AugmentConfig, Config, DataConfig
+from convnext_jax.config import Config, require_unused
 from convnext_jax.constants import DECISIVE
 from convnext_jax.data.normalize import normalize
 from convnext_jax.errors import InputError
@@ -91,21 +91,8 @@ def segmentation(
 
 def _check(config: Config, examples: int) -> None:
     """Raises InputError for keys that have no meaning here, and for a batch without statistics."""
-    data, plain = config.data, DataConfig()
-    others = {
-        "optim.label_smoothing": (config.optim.label_smoothing, 0.0),
-        "data.crop": (data.crop, plain.crop),
-        "data.crop_scale": (data.crop_scale, plain.crop_scale),
-        "model.head_init_scale": (config.model.head_init_scale, 1.0),
-    }
-    for field, value in vars(AugmentConfig()).items():
-        others[f"augment.{field}"] = getattr(config.augment, field), value
-    for key, (value, must) in others.items():
-        if value != must:
-            raise InputError(
-                f"`{key}` (={value!r}) must be {must!r}: it is for classification, and"
-                f" {config.model.name} segments"
-            )
+    data = config.data
+    require_unused(config, "segments")
     if examples < 2:
         raise InputError(
             f"`data.global_batch` (={data.global_batch}) must leave 2 images or more to a"
