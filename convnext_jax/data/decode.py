@@ -1,10 +1,15 @@
 """Decodes image files, in one place for all sources."""
 
 import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from typing import Any
 
 from PIL import ExifTags, Image, ImageOps
 
 from convnext_jax.errors import InputError
+from convnext_jax.processes import usable_cores
 
 # How an image is turned upright, by its EXIF orientation; 1 is upright.
 _TURNS = {
@@ -76,3 +81,21 @@ def _turn_of(image: Image.Image) -> Image.Transpose | None:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         return None
+
+
+def opened(image: str | Image.Image, exif: bool) -> Image.Image:
+    """An image in RGB, from a file or as PIL has it; arguments and errors are those of `decode`."""
+    if isinstance(image, Image.Image):
+        return (upright(image) if exif else image).convert("RGB")
+    return decode(image, image, exif)
+
+
+def one_ahead(prepare: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """What `prepare` makes of each item, in their order; a thread has the next one ready."""
+    with futures.ThreadPoolExecutor(min(usable_cores(), 2)) as threads:
+        items = iter(items)
+        waiting = [threads.submit(prepare, item) for item in itertools.islice(items, 2)]
+        while waiting:
+            prepared = waiting.pop(0).result()
+            waiting += [threads.submit(prepare, item) for item in itertools.islice(items, 1)]
+            yield prepared

@@ -1,15 +1,13 @@
 """The objects in images: their boxes, classes and masks."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from PIL import Image
 
-from convnext_jax.data.decode import decode, upright
+from convnext_jax.data.decode import one_ahead, opened
 from convnext_jax.data.instances import Objects
 from convnext_jax.detection.inputs import model_inputs
 from convnext_jax.detection.pasting import Pasted, paste
@@ -17,7 +15,6 @@ from convnext_jax.detection.records import in_original
 from convnext_jax.detection.transforms import EvalCanvas
 from convnext_jax.errors import InputError
 from convnext_jax.models.spec import ModelDescription
-from convnext_jax.processes import usable_cores
 
 # What a detection must be sure of to be shown.
 LEAST_SCORE = 0.3
@@ -115,22 +112,11 @@ class Predictor:
         Returns:
           Their results in their order.
         """
-        with futures.ThreadPoolExecutor(min(usable_cores(), 2)) as threads:
-            waiting: list[futures.Future[Any]] = []
-            images = iter(images)
-            for image in itertools.islice(images, 2):
-                waiting.append(threads.submit(self._prepared, image))
-            while waiting:
-                prepared = waiting.pop(0).result()
-                waiting += [threads.submit(self._prepared, i) for i in itertools.islice(images, 1)]
-                yield self._detected(prepared)
+        return map(self._detected, one_ahead(self._prepared, images))
 
     def _prepared(self, image: str | Image.Image) -> tuple[Image.Image, dict[str, Any]] | Failure:
         try:
-            if isinstance(image, Image.Image):
-                picture = (upright(image) if self._exif else image).convert("RGB")
-            else:
-                picture = decode(image, image, self._exif)
+            picture = opened(image, self._exif)
             return picture, self._canvas((picture, _UNKNOWN))
         except InputError as error:
             return Failure(str(error))

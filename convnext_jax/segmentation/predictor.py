@@ -1,18 +1,15 @@
 """The class of each pixel of images."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from PIL import Image
 
-from convnext_jax.data.decode import decode, upright
+from convnext_jax.data.decode import one_ahead, opened
 from convnext_jax.errors import InputError
 from convnext_jax.models.spec import ModelDescription
-from convnext_jax.processes import usable_cores
 from convnext_jax.segmentation import inference
 from convnext_jax.segmentation.views import windows
 
@@ -92,23 +89,11 @@ class Predictor:
         Returns:
           Their results in their order.
         """
-        with futures.ThreadPoolExecutor(min(usable_cores(), 2)) as threads:
-            waiting: list[futures.Future[Any]] = []
-            images = iter(images)
-            for image in itertools.islice(images, 2):
-                waiting.append(threads.submit(self._prepared, image))
-            while waiting:
-                prepared = waiting.pop(0).result()
-                waiting += [threads.submit(self._prepared, i) for i in itertools.islice(images, 1)]
-                yield self._segmented(prepared)
+        return map(self._segmented, one_ahead(self._prepared, images))
 
     def _prepared(self, image: str | Image.Image) -> Any:
         try:
-            if isinstance(image, Image.Image):
-                exif = self._description.preprocessing.exif
-                picture = (upright(image) if exif else image).convert("RGB")
-            else:
-                picture = decode(image, image, self._description.preprocessing.exif)
+            picture = opened(image, self._description.preprocessing.exif)
         except InputError as error:
             return Failure(str(error))
         height, width = (-(-side // _STEP) * _STEP for side in (picture.height, picture.width))
