@@ -9,7 +9,6 @@ from typing import Any
 from PIL import ExifTags, Image, ImageOps
 
 from convnext_jax.errors import InputError
-from convnext_jax.processes import usable_cores
 
 # How an image is turned upright, by its EXIF orientation; 1 is upright.
 _TURNS = {
@@ -92,7 +91,7 @@ def opened(image: str | Image.Image, exif: bool) -> Image.Image:
 
 def one_ahead(prepare: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """What `prepare` makes of each item, in their order; a thread has the next one ready."""
-    with futures.ThreadPoolExecutor(min(usable_cores(), 2)) as threads:
+    with futures.ThreadPoolExecutor(2) as threads:
         items = iter(items)
         waiting = [threads.submit(prepare, item) for item in itertools.islice(items, 2)]
         while waiting:
