@@ -35,6 +35,70 @@ class Drawing:
     values: Callable[[], np.ndarray]
 
 
+# Of the cipher Threefry-2x32 (Salmon et al., 2011), which JAX's keys are made by.
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+_WORD = 0xFFFFFFFF
+
+
+@dataclasses.dataclass
+class Seeds:
+    """Stands in for `nnx.Rngs`: the keys of its `params` stream, the same numbers, without JAX.
+
+    JAX compiles several programs for a first key and runs some for each; for the hundreds of arrays
+    of a model that takes longer than drawing them.
+
+    Attributes:
+      key: the stream's data, two numbers of 32 bits.
+      count: how many keys were drawn.
+    """
+
+    key: Sequence[int]
+    count: int
+
+    def params(self) -> np.ndarray:
+        """The data of the next key, uint32 [2]."""
+        self.count += 1
+        return fold_in(self.key, self.count - 1)
+
+
+@contextlib.contextmanager
+def seeds(rngs: nnx.Rngs | None) -> Iterator[Any]:
+    """What draws the keys of `rngs`, which are drawn from it when the context ends.
+
+    Args:
+      rngs: None is `nnx.Rngs(0)`.
+
+    Returns:
+      `Seeds`; within `jax.jit` and the like, and where keys are made by another cipher, `rngs`.
+    """
+    if rngs is None:
+        yield Seeds((0, 0), 0)
+        return
+    stream = rngs.params
+    key, count = stream.key.get_value(), stream.count.get_value()
+    known = not isinstance(key, Tracer) and str(jax.random.key_impl(key)) == "threefry2x32"
+    if not known or isinstance(count, Tracer) or key.ndim:
+        yield rngs
+        return
+    found = Seeds(np.asarray(jax.random.key_data(key)).tolist(), int(count))
+    yield found
+    stream.count.set_value(jnp.asarray(np.uint32(found.count)))
+
+
+def fold_in(key: Sequence[int], number: int) -> np.ndarray:
+    """The data of `jax.random.fold_in`, uint32 [2], for the data of a key."""
+    schedule = (*key, key[0] ^ key[1] ^ _PARITY)
+    x, y = key[0], (key[1] + number) & _WORD
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            x = (x + y) & _WORD
+            y = x ^ ((y << rotation | y >> (32 - rotation)) & _WORD)
+        x = (x + schedule[(group + 1) % 3]) & _WORD
+        y = (y + schedule[(group + 2) % 3] + group + 1) & _WORD
+    return np.array((x, y), np.uint32)
+
+
 _postponed = contextvars.ContextVar("postponed", default=False)
 
 

@@ -126,14 +126,12 @@ def create_model(
         **{field: getattr(variant, field) for field in fields if field in allowed},
         **overrides,
     }
-    if rngs is None:
-        rngs = nnx.Rngs(0)
-    if not isinstance(rngs, nnx.Rngs):
+    if not isinstance(rngs, nnx.Rngs | None):
         raise InputError(f"`rngs` (={rngs}) must be `nnx.Rngs`, such as `nnx.Rngs(0)`")
     if num_classes is None:
         num_classes = variant.num_classes
-    with initial.postponed():
-        model = architecture(num_classes=num_classes, rngs=rngs, **arguments)
+    with initial.postponed(), initial.seeds(rngs) as seeds:
+        model = architecture(num_classes=num_classes, rngs=seeds, **arguments)
     initial.draw(model)
     return model
 
