@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -121,8 +121,12 @@ def analyse(job: Job, step: TrainingStep | None = None) -> dict[str, Any]:
     }
 
 
-def measure(job: Job) -> dict[str, Any]:
+def measure(job: Job, scopes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Any]:
     """Compiles a job's step and reads the program.
+
+    Args:
+      job: what to compile.
+      scopes: whose time is to be told apart, see `read_program`.
 
     Returns:
       What `analyse` gives, and `fits`; `room`, bytes that are left, negative if they are missing,
@@ -153,7 +157,8 @@ def measure(job: Job) -> dict[str, Any]:
             row["room"] = needed[1] - needed[0]
         return row
     row["compile_seconds"] = time.perf_counter() - began
-    found = read_compiled(compiled, job.machine, job.config.data.global_batch, schedules)
+    global_batch = job.config.data.global_batch
+    found = read_compiled(compiled, job.machine, global_batch, schedules, scopes)
     memory = row["memory"] | found.pop("memory")
     row |= found | {"memory": memory}
     run = whole_run(job.config, step.steps, job.machine, row, job.num_held_out)
@@ -161,7 +166,11 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def read_compiled(
-    compiled: Any, machine: Machine, global_batch: int, schedules: Mapping[str, int]
+    compiled: Any,
+    machine: Machine,
+    global_batch: int,
+    schedules: Mapping[str, int],
+    scopes: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """What a compiled step says of itself.
 
@@ -170,6 +179,7 @@ def read_compiled(
       machine: what it is for.
       global_batch: images of a step.
       schedules: cycles by instruction, from `read_schedules`; empty where there are none.
+      scopes: whose time is to be told apart, see `read_program`.
 
     Returns:
       By name: `memory` (bytes of a chip: `temporary`, `program`, and the `total`), `collectives` by
@@ -181,6 +191,7 @@ def read_compiled(
       - `schedule_seconds`, `memory_seconds`, `matrix_seconds`: the sums of which the bound takes
         the longest of each instruction, and `without_schedule`, the number of instructions whose
         schedule is unknown; all None where the bound is;
+      - `bound_in`: the parts of the bound in each scope, None where the bound is;
       - `unknown_loops`: those of which nothing says how often they run, counted once;
       - `exchange_seconds` within a slice, and, between slices, `network_bytes` and
         `network_seconds`, None where the network's bandwidth is not published;
@@ -194,7 +205,7 @@ def read_compiled(
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    program = read_program(compiled.as_text())
+    program = read_program(compiled.as_text(), scopes)
     totals = program.totals()
     estimated = program.cycles / machine.chip.clock
     least = lower_bound(program, schedules, machine.chip)
@@ -232,6 +243,7 @@ def read_compiled(
         "memory_seconds": least and least.memory,
         "matrix_seconds": least and least.matrix,
         "without_schedule": least and least.without_schedule,
+        "bound_in": least and dict(least.bound_in),
         "unknown_loops": program.unknown_loops,
         "exchange_seconds": exchange,
         "network_bytes": network_bytes,

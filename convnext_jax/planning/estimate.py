@@ -8,6 +8,7 @@ for a copy to arrive, copies that run beside other instructions (such as those i
 memory, ahead of use), and the scalar code between instructions.
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 
@@ -28,6 +29,7 @@ class Estimate:
       memory: their bytes over the memory's bandwidth.
       matrix: their matrix products over the peak.
       without_schedule: number of instructions whose schedule is not known; it counts as nothing.
+      bound_in: parts of the bound, by the scopes that `read_program` was asked for.
     """
 
     bound: float
@@ -35,6 +37,7 @@ class Estimate:
     memory: float
     matrix: float
     without_schedule: int
+    bound_in: Mapping[str, float]
 
 
 def lower_bound(program: Program, schedules: Mapping[str, int], chip: Chip) -> Estimate | None:
@@ -55,6 +58,7 @@ def lower_bound(program: Program, schedules: Mapping[str, int], chip: Chip) -> E
         if found.name in schedules
     }
     bound = schedule = memory = matrix = 0.0
+    bound_in: dict[str, float] = collections.defaultdict(float)
     known = missing = 0
     for found in program.executed:
         cycles = schedules.get(found.name, by_likeness.get(found.likeness))
@@ -70,6 +74,8 @@ def lower_bound(program: Program, schedules: Mapping[str, int], chip: Chip) -> E
             for total, part in zip((schedule, memory, matrix), parts, strict=True)
         )
         bound += found.times * max(parts)
+        if found.scope is not None:
+            bound_in[found.scope] += found.times * max(parts)
     if not by_likeness or known < _KNOWN_SHARE * program.cycles:
         return None
-    return Estimate(bound, schedule, memory, matrix, missing)
+    return Estimate(bound, schedule, memory, matrix, missing, dict(bound_in))

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from convnext_jax.planning.hlo import (
     Computation,
@@ -29,6 +30,7 @@ COLLECTIVES = (
 )
 _CALLED = re.compile(r"(\w+)=(?:\{([^{}]*)\}|(%?[\w.\-]+))")
 _CALLS = {"calls", "to_apply", "body", "condition", "branch_computations", "called_computations"}
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 # Operations whose computations are executed instruction by instruction.
 _CONTROL = {"while", "call", "conditional"}
@@ -81,6 +83,7 @@ class Executed:
       cycles: the compiler's estimate of one time.
       memory_bytes: read from and written to the chip's memory, of one time.
       matrix_flops: operations of matrix products and convolutions, of one time.
+      scope: which of the scopes that were asked for it is in; None: in none.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Executed:
     cycles: int
     memory_bytes: int
     matrix_flops: int
+    scope: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +132,14 @@ class Program:
         return result
 
 
-def read_program(text: str) -> Program:
+def read_program(text: str, scopes: Mapping[str, Sequence[int]] | None = None) -> Program:
     """Reads the text of an optimised program.
 
     Args:
       text: in HLO's notation.
+      scopes: names of `jax.named_scope`, or of operations such as top_k, that are to be told apart
+        (of several the first counts); each with the rounds of its loops whose number the text does
+        not say, the outermost first.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -145,24 +152,32 @@ def read_program(text: str) -> Program:
     exchanges: list[Collective] = []
     executed: list[Executed] = []
     chains: set[str] = set()
+    scopes = scopes or {}
+    inherited: dict[str, str | None] = {}  # the scope of what calls a computation
     unknown = 0
     for name in reversed(computations):
         times = runs[name]
         computation = computations[name]
         for found in computation.instructions.values() if times else ():
             line, operation = found.line, found.operation
+            scope, depth = _scope(line, scopes)
+            scope = scope or inherited.get(name)
             rounds = 1
             if operation == "while":
                 known = _rounds(found, computations)
+                if known is None and scope is not None:
+                    known = dict(enumerate(scopes[scope])).get(depth)
                 unknown += known is None
                 rounds = 1 if known is None else known
             for called in _called(line):
                 if called in computations:
                     runs[called] += times * rounds
+                    inherited.setdefault(called, scope)
                     if name in inside or operation not in _CONTROL:
                         inside.add(called)
             if name not in inside and _occupies(found):
-                executed.append(_executed(found, times, computation, computations))
+                each = _executed(found, times, computation, computations)
+                executed.append(dataclasses.replace(each, scope=scope))
             kind = operation.removesuffix("-start")
             handed_over = _BETWEEN_SLICES.search(line) if kind == "send" else None
             if handed_over is not None:
@@ -209,6 +224,17 @@ def _executed(
         memory_bytes=memory_bytes(instruction, computation, computations),
         matrix_flops=matrix_flops(instruction, computation, computations),
     )
+
+
+def _scope(line: str, scopes: Iterable[str]) -> tuple[str | None, int]:
+    """The first of the scopes that an instruction is in, and in how many of its loops."""
+    name = _OP_NAME.search(line)
+    if name is not None:
+        for scope in scopes:
+            found = re.search(rf"\b{re.escape(scope)}\b(.*)", name[1])
+            if found is not None:
+                return scope, found[1].count("while/body")
+    return None, 0
 
 
 def _called(line: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from oracles import torch
 from random_models import random_params
 
-from benchmarks import check, detection, detection_workers, torchvision_detector
+from benchmarks import check, detection, detection_plans, detection_workers, torchvision_detector
 from convnext_jax.errors import InputError, RunError
 from convnext_jax.models.spec import ModelSpec, params_of
 
@@ -188,3 +188,26 @@ def test_what_is_committed_is_in_the_document():
     document = detection.PAGE.read_text()
     for path in check.RESULTS.glob("detection-*.json"):
         assert detection.table(json.loads(path.read_text())) in document
+    plans = json.loads(detection_plans.FILE.read_text()) if detection_plans.FILE.exists() else {}
+    assert detection_plans.table(plans) in document
+
+
+def test_plans_say_what_takes_the_time():
+    plan = {
+        "per_device_batch": 1,
+        "fits": True,
+        "memory": {"total": 2**32},
+        "hbm": 2**34,
+        "flops": 2e12,
+        "compute_seconds": 0.2,
+        "exchange_seconds": 0.001,
+        "images_per_second": 80.0,
+        "bound_in": dict.fromkeys(detection_plans.rounds(), 0.02),
+        "run": {"steps": 7200.0},
+    }
+    first, second = detection_plans.table({"v5e:4x4": plan}).splitlines()[2:4]
+    assert first == (
+        "| v5e:4x4 | 1 | yes | 4.00 of 16 GiB | 2.00 T | 200 ms | 10.0% | 10.0% | 10.0% | 10.0% |"
+        " 20.0% | 1.0 ms | 80 | 2.0 h |"
+    )
+    assert second.startswith("| v5e:2x4 | not compiled yet |")

@@ -24,7 +24,7 @@ def program(*executed):
 def test_the_longest_of_three_of_each_instruction():
     long = Executed("long", "1", 1, 100, 0, 0)
     moving = Executed("moving", "2", 3, 100, 819_000, 0)  # 1 us
-    multiplying = Executed("multiplying", "3", 2, 100, 819, 394_000_000)  # 2 us
+    multiplying = Executed("multiplying", "3", 2, 100, 819, 394_000_000, "products")  # 2 us
     schedules = {"long": 7500, "moving": 300, "multiplying": 1500}  # 5, 0.2 and 1 us
     found = lower_bound(program(long, moving, multiplying), schedules, V5E)
     assert found is not None
@@ -33,6 +33,7 @@ def test_the_longest_of_three_of_each_instruction():
     assert found.memory == pytest.approx((3 * 1 + 2 * 0.001) * 1e-6)
     assert found.matrix == pytest.approx(2 * 2 * 1e-6)
     assert found.without_schedule == 0
+    assert found.bound_in == pytest.approx({"products": 2 * 2e-6})
 
 
 def test_twins_share_a_schedule():

@@ -333,6 +333,36 @@ def test_loops_of_known_and_unknown_length():
         read_program("HloModule empty\n")
 
 
+def test_scopes_are_told_apart():
+    # A loop of a scope, whose length is not known, with another within.
+    named = 'metadata={{op_name="jit(step)/transpose(jvp(search))/{}"}}'
+    inner = "%again = (s32[]) while(%p), condition=%other, body=%deep, " + named.format(
+        "while/body/while"
+    )
+    deep = """%deep (p: (s32[])) -> (s32[]) {
+  %w = f32[8]{0} fusion(%p), kind=kLoop, backend_config={"estimated_cycles":"10"}
+}
+
+%body"""
+    text = (
+        PROGRAM.replace("constant(4)", "parameter(0)")
+        .replace("%body", deep, 1)
+        .replace("  ROOT %t", f"  {inner}\n  ROOT %t")
+        .replace("body=%body", f"body=%body, {named.format('while')}")
+    )
+
+    def times_in(program, scope):
+        return {each.name: each.times for each in program.executed if each.scope == scope}
+
+    program = read_program(text, {"search": (3, 5), "nothing": ()})
+    assert times_in(program, "search") == {"work": 3, "w": 3 * 5}
+    assert times_in(program, None) == {"last": 1}
+    assert program.unknown_loops == 0
+    shorter = read_program(text, {"search": (3,)})
+    assert times_in(shorter, "search") == {"work": 3, "w": 3} and shorter.unknown_loops == 1
+    assert times_in(read_program(text), None) == {"work": 1, "w": 1, "last": 1}
+
+
 def test_loops_whose_counter_grows_by_more_than_one():
     together = (
         PROGRAM.replace("s32[]{:T(128)} constant(4)", "u32[]{:T(128)} constant(8)")
