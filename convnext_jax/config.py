@@ -105,6 +105,7 @@ class DetectionConfig:
     crop_min: int = 384  # least height and width of a crop
     crop_max: int = 600  # and the largest
     max_objects: int = 100  # of an image that training knows
+    keep_empty: bool = False  # train on images without objects, too; the reference does not
     fpn_channels: int | None = None  # width of the pyramid and of the heads' convolutions
     head_features: int | None = None  # width of the hidden layers of box heads
     rpn_before: int | None = None  # anchors of a level that become proposals in training, at most

@@ -98,6 +98,7 @@ def _open_objects(config: Config, split: str, *, training: bool = False, look: b
         training=training,
         annotations=getattr(data, key),
         exif=data.exif,
+        keep_empty=config.detection.keep_empty,
     )
     if training:
         source.notes += crowded_notes(source, config.detection.max_objects)

@@ -8,7 +8,7 @@ import numpy as np
 
 from convnext_jax.data import coco_tools
 from convnext_jax.data.decode import one_line
-from convnext_jax.data.instances import Objects, stacked_boxes
+from convnext_jax.data.instances import LEAST_BOX_SIDE, Objects, stacked_boxes
 from convnext_jax.errors import InputError, did_you_mean
 
 # A box may reach so far beyond its image before a note says so: what rounding does.
@@ -154,6 +154,7 @@ class _Reader:
         self.annotations: dict[int, list[Annotation]] = {number: [] for number in images}
         self._name, self._images, self._labels = name, images, labels
         self._beyond: list[tuple[float, int]] = []
+        self._small: list[int] = []
 
     def add(self, number: int, found: dict[str, Any]) -> None:
         """Checks an annotation; raises InputError."""
@@ -176,6 +177,8 @@ class _Reader:
         area = found.get("area")
         if area is not None and not _is_number(area):
             raise InputError(f"`area` (={area}) of {what} must be a number")
+        if min(found["bbox"][2:]) < LEAST_BOX_SIDE or (area is not None and area <= 0):
+            self._small.append(number)
         if found.get("iscrowd", 0) not in (0, 1):
             raise InputError(f"`iscrowd` (={found['iscrowd']}) of {what} must be 0 or 1")
         segmentation = found.get("segmentation", [])
@@ -206,13 +209,19 @@ class _Reader:
 
     def notes(self) -> tuple[str, ...]:
         """What is odd, and no mistake."""
-        if not self._beyond:
-            return ()
-        most, number = max(self._beyond)
-        return (
-            f"{self._name}: {len(self._beyond)} boxes reach beyond their images, by up to"
-            f" {most:.6g} pixels (annotation {number}); training cuts them off",
-        )
+        found = []
+        if self._beyond:
+            most, number = max(self._beyond)
+            found.append(
+                f"{self._name}: {len(self._beyond)} boxes reach beyond their images, by up to"
+                f" {most:.6g} pixels (annotation {number}); training cuts them off"
+            )
+        if self._small:
+            found.append(
+                f"{self._name}: {len(self._small)} objects have a side below {LEAST_BOX_SIDE:g}"
+                f" pixel or no area (annotation {self._small[0]}); training leaves them out"
+            )
+        return tuple(found)
 
 
 def _listed(found: Any, key: str, name: str) -> list[Any]:

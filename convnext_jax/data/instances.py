@@ -15,7 +15,7 @@ from convnext_jax.errors import InputError
 # Threads that read what is known of images.
 _THREADS = 8
 # Images with a shorter side, pixels, and boxes with one, are not trained on.
-_LEAST_SIDE, _LEAST_BOX_SIDE = 32, 1.0
+_LEAST_SIDE, LEAST_BOX_SIDE = 32, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +175,8 @@ class ForTraining:
         inside_width = np.minimum(left + width, found.width) - np.maximum(left, 0)
         inside_height = np.minimum(top + height, found.height) - np.maximum(top, 0)
         keep = (
-            (width >= _LEAST_BOX_SIDE)
-            & (height >= _LEAST_BOX_SIDE)
+            (width >= LEAST_BOX_SIDE)
+            & (height >= LEAST_BOX_SIDE)
             & (inside_width > 0)
             & (inside_height > 0)
             & (found.area > 0)

@@ -12,11 +12,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 from shared_folder import shared_folder
 
+from convnext_jax.config_files import load_config
 from convnext_jax.data.coco_tools import area, bitmap, check_segmentation, encode, to_rle
 from convnext_jax.data.instances import crowded_notes, ground_truth
 from convnext_jax.data.objects import open_objects
 from convnext_jax.data.sources import check_same_classes
 from convnext_jax.errors import InputError
+from convnext_jax.wings import wing_of
 
 
 def own_files(count=12, seed=0):
@@ -135,7 +137,15 @@ def test_training_leaves_out_what_mmdetection_does(root):
     assert source.notes[-1].endswith(
         "2 of 3 images left out: 1 have no objects, 1 have a side below 32 pixels"
     )
+    assert source.notes[0] == (
+        f"{root / 'odd.json'}: 3 objects have a side below 1 pixel or no area (annotation 1);"
+        " training leaves them out"
+    )
     assert len(opened(root, training=True, file="odd.json", keep_empty=True)) == 2
+    overrides = [f"--config.data.dir={root}", f"--config.data.annotations={root / 'odd.json'}"]
+    for overrides, count in ((overrides, 1), ([*overrides, "--config.detection.keep_empty"], 2)):
+        config = load_config("configs/detect_coco_style.py", overrides)
+        assert len(wing_of(config.model.name).open(config, "train", training=True)) == count
     assert len(opened(root, file="odd.json").objects(0)) == 4
     content["annotations"] = rows[4:]
     (root / "none.json").write_text(json.dumps(content))
