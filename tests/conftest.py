@@ -2,16 +2,11 @@
 
 import gc
 import os
-import signal
 
+from background import hear_signals
 from quick_compilation import xla_flags
 
-# A shell starts what runs in the background with interrupts ignored, `nohup` with hangups, and
-# children inherit that: processes that tests signal would not notice. Handlers are not inherited.
-for _number in (signal.SIGINT, signal.SIGHUP):
-    if signal.getsignal(_number) is signal.SIG_IGN:
-        signal.signal(_number, lambda *_: None)
-
+hear_signals()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = xla_flags(8, os.environ.get("XLA_FLAGS", ""))
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from background import hear_signals
 from e2e import commands
 
 from benchmarks.readme import RESULTS, machine, rewrite
@@ -302,6 +303,7 @@ def main() -> None:
         "--go-on", action="store_true", help="with the kills that an earlier start has not reached"
     )
     arguments = parser.parse_args()
+    hear_signals()
     file, rows = RESULTS / "reliability.json", []
     result = {"seed": arguments.seed, "of": arguments.kills, "steps": STEPS, "machine": machine()}
     if arguments.go_on:
