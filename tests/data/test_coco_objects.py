@@ -142,9 +142,9 @@ def test_training_leaves_out_what_mmdetection_does(root):
         " training leaves them out"
     )
     assert len(opened(root, training=True, file="odd.json", keep_empty=True)) == 2
-    overrides = [f"--config.data.dir={root}", f"--config.data.annotations={root / 'odd.json'}"]
-    for overrides, count in ((overrides, 1), ([*overrides, "--config.detection.keep_empty"], 2)):
-        config = load_config("configs/detect_coco_style.py", overrides)
+    places = [f"--config.data.dir={root}", f"--config.data.annotations={root / 'odd.json'}"]
+    for overrides, count in (([], 1), (["--config.detection.keep_empty"], 2)):
+        config = load_config("configs/detect_coco_style.py", [*places, *overrides])
         assert len(wing_of(config.model.name).open(config, "train", training=True)) == count
     assert len(opened(root, file="odd.json").objects(0)) == 4
     content["annotations"] = rows[4:]
