@@ -4,16 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.test_util import check_grads
+from oracles import torch
 
-from convnext_jax.ops.gelu import gelu
+from convnext_jax import create_model
+from convnext_jax.ops import gelu as module
+from convnext_jax.ops.gelu import by_erf, by_tanh, gelu
 
 POINTS = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-30, 40.0, -40.0]])
 
 
 def torch_results(x, dy):
-    from oracles import torch
-
     x = torch.tensor(x).requires_grad_()
     y = torch.nn.functional.gelu(x)
     y.backward(torch.tensor(dy))
@@ -68,3 +70,81 @@ def test_backward_pass_keeps_its_input_alone():
     _, pull_back = jax.vjp(gelu, x)
     kept = jax.tree.leaves(pull_back)
     assert [(k.shape, k.dtype) for k in kept] == [(x.shape, x.dtype)]
+
+
+def test_by_tanh_is_phi():
+    x = POINTS.astype(np.float32)
+    exact = torch.special.ndtr(torch.tensor(POINTS)).numpy()
+    error = np.abs(np.asarray(by_tanh(x), np.float64) - exact)
+    assert error.max() < 7e-6  # what the polynomial is off by; rounding is 1e-7
+    assert np.abs(error * POINTS)[np.abs(POINTS) < 20].max() < 2.5e-5
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(by_erf(POINTS), exact, atol=2e-16)
+    ends = np.asarray(by_tanh(np.array([np.inf, -np.inf, np.nan], np.float32)))
+    assert ends[0] == 1 and ends[1] == 0 and np.isnan(ends[2])
+
+
+@pytest.mark.parametrize("choice", ["erf", "tanh"])
+def test_it_can_be_chosen(choice, monkeypatch):
+    monkeypatch.setattr(module, "_CHOICE", choice)
+    names = {"erf": "erf", "tanh": "tanh"}
+    for dtype, platform in ((jnp.bfloat16, "tpu"), (jnp.bfloat16, "cpu"), (jnp.float32, "tpu")):
+        found = functions(dtype, platform)
+        assert found == {names[choice] if dtype == jnp.bfloat16 else "erf"}
+
+
+def test_tanh_is_for_bfloat16_on_tpus():
+    assert functions(jnp.bfloat16, "tpu") == {"tanh"}
+    for dtype, platform in (
+        (jnp.float32, "tpu"),
+        (jnp.float16, "tpu"),
+        (jnp.bfloat16, "cpu"),
+        (jnp.bfloat16, "cuda"),
+    ):
+        assert functions(dtype, platform) == {"erf"}
+
+
+def functions(dtype, platform):
+    """Which of erf and tanh a program has that is made for a platform, with its gradient."""
+    x = jax.ShapeDtypeStruct((8, 128), dtype)
+    traced = jax.jit(lambda x, dy: jax.vjp(gelu, x)[1](dy)).trace(x, x)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    return {name for name in ("erf", "tanh") if f".{name} " in text}
+
+
+def test_models_in_bfloat16_are_as_close_to_float32_with_either(monkeypatch):
+    """What rounding to bfloat16 does to a model is not changed by what Phi is off by."""
+    small = {"depths": (2, 2), "dims": (32, 64), "kernel_size": 3}
+    images = jax.random.normal(jax.random.key(0), (8, 32, 32, 3))
+    weights = jax.random.normal(jax.random.key(1), (8, 10))
+
+    def results(dtype, choice):
+        monkeypatch.setattr(module, "_CHOICE", choice)
+        # Branches of a size that can be seen: the initial 1e-6 would hide what they do.
+        model = create_model("convnext_atto", 10, dtype=dtype, layer_scale_init=1.0, **small)
+        graph, params = nnx.split(model)
+        params = jax.tree.map(lambda p: p * 5 if p.ndim > 1 else p, params)  # activations of 1
+
+        @jax.jit  # a program of its own for each choice
+        def run(params):
+            def loss(params):
+                logits = nnx.merge(graph, params)(images)
+                return (logits * weights).sum(), logits
+
+            return jax.grad(loss, has_aux=True)(params)
+
+        gradients, logits = run(params)
+        return logits, np.concatenate([np.ravel(g) for g in jax.tree.leaves(gradients)])
+
+    exact = results("float32", "erf")
+    away = {
+        choice: [
+            np.linalg.norm(one - other) / np.linalg.norm(other)
+            for one, other in zip(results("bfloat16", choice), exact, strict=True)
+        ]
+        for choice in ("erf", "tanh")
+    }
+    for erf, tanh in zip(away["erf"], away["tanh"], strict=True):
+        # bfloat16 has 3 digits, so both are 1e-3 and more; which rounding goes which way is chance.
+        assert 1e-3 < erf < 0.1
+        assert tanh < 1.1 * erf, away
