@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-roadmap results-creating results-segmentation-plans results-detection results-detection-plans results-scaling docs bench bench-check chaos rehearsal clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-roadmap results-creating results-segmentation-plans results-detection results-detection-plans results-tpu-step results-scaling docs bench bench-check chaos rehearsal clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -78,6 +78,11 @@ results-roadmap: .venv/.test
 # Plans the training of UPerNet on small TPU slices, and writes it into docs/segmentation.md.
 results-segmentation-plans: .venv/.plan
 	$(BIN)/python -m benchmarks.segmentation_plans
+
+# Compiles a step for TPUs with and without the forms made for them, and writes it into
+# docs/performance.md; a quarter of an hour.
+results-tpu-step: .venv/.plan
+	$(BIN)/python -m benchmarks.tpu_step
 
 # Plans large runs on TPU slices, minutes each, and writes what came out into docs/scaling.md.
 results-scaling: .venv/.plan

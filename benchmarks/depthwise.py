@@ -28,7 +28,7 @@ from benchmarks import check
 from convnext_jax.errors import RunError, exit_in_one_sentence, require_one_of
 from convnext_jax.models.checks import require
 from convnext_jax.models.registry import get_variant
-from convnext_jax.ops import depthwise_conv, depthwise_cpu, depthwise_gpu
+from convnext_jax.ops import depthwise_conv, depthwise_cpu, depthwise_gpu, depthwise_tpu
 
 KERNEL = 7
 OPERATIONS = ("forward", "input gradient", "filter gradient")
@@ -52,6 +52,10 @@ PALLAS = (
     depthwise_gpu.pallas_input_gradient,
     depthwise_gpu.pallas_filter_gradient,
 )
+TOEPLITZ = (
+    depthwise_tpu.toeplitz_forward,
+    depthwise_tpu.toeplitz_input_gradient,
+)
 
 
 @dataclasses.dataclass
@@ -70,13 +74,19 @@ class Row:
     error: str | None = None
 
 
-def implementations() -> dict[str, tuple[Callable[..., Array], ...]]:
-    """Those that this device runs. Each is the three operations, XLA's own first.
+def implementations(
+    platform: str, shape: tuple[int, int, int, int]
+) -> dict[str, tuple[Callable[..., Array], ...]]:
+    """Those that this device runs. Each is the three operations or the first two, XLA's first.
 
     `shifted` is what CPUs use, in plain XLA operations that run everywhere.
     """
     found = {"xla": XLA, "shifted": SHIFTED}
-    return found | {"pallas": PALLAS} if depthwise_gpu.device_ready() else found
+    if depthwise_gpu.device_ready():
+        found["pallas"] = PALLAS
+    if platform == "tpu" and depthwise_tpu.rows_of_block(*shape[1:3]):
+        found["toeplitz"] = TOEPLITZ
+    return found
 
 
 def stage_shapes(models: Sequence[str], batch: int, size: int) -> list[tuple[int, int, int, int]]:
@@ -133,7 +143,9 @@ def measure(
         with jax.default_matmul_precision("highest"):
             exact = XLA[place](*wide[:count])
         rows, runs = {}, {}
-        for name, functions in implementations().items():
+        for name, functions in implementations(jax.default_backend(), shape).items():
+            if place >= len(functions):  # XLA's own takes this part
+                continue
             rows[name] = Row(shape, dtype, operation, name)
             run = functools.partial(functions[place], *(x, kernel, dy)[:count])
             try:

@@ -14,6 +14,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,15 +56,17 @@ def key(run: str, topology: str, fsdp: int) -> str:
     return f"{run} {topology} {'replicated' if fsdp == 1 else f'fsdp {fsdp}'}"
 
 
-def make_plan(config: str, topology: str, fsdp: int = 1) -> dict[str, Any]:
-    """Compiles a config's step in bfloat16 for a slice; minutes.
+def make_plan(
+    config: str, topology: str, fsdp: int = 1, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Compiles a config's step in bfloat16 for a slice, with further overrides; minutes.
 
     Raises:
       subprocess.CalledProcessError: the plan failed; it said why.
     """
     command = [sys.executable, "-m", "convnext_jax.plan", "--config", config]
     command += ["--topology", topology, "--fsdp", str(fsdp), "--no-remat", "--compilations", "1"]
-    command += ["--json", "--config.model.dtype=bfloat16"]
+    command += ["--json", "--config.model.dtype=bfloat16", *overrides]
     done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     plan = json.loads(done.stdout)
     (variant,) = plan.pop("variants")

@@ -12,10 +12,10 @@ def count_macs(function: Callable[..., Any], *arguments: Any) -> int:
     """Counts the multiply-accumulates (MACs) of the matrix products and convolutions in a function.
 
     The published "FLOPs" of vision models are this number. Nothing is computed; elementwise work
-    is not counted, multiplications with padding are. A `scan` counts as often as it runs; where the
-    program has alternatives (a condition, an implementation per platform) the most expensive one
-    counts, so a depthwise convolution counts as a convolution on every platform. Loops of unknown
-    length count once.
+    is not counted, multiplications with padding are. A `scan` counts as often as it runs; of a
+    condition's branches the most expensive one counts, of implementations for platforms the one for
+    all others, so a depthwise convolution counts as a convolution on every platform. Loops of
+    unknown length count once.
 
     Args:
       function: what to count.
@@ -44,7 +44,8 @@ def _count_equation(equation: core.JaxprEqn) -> int:
         return math.prod(_shape(equation.outvars[0])) * per_output
     inner = [_count(jaxpr) for jaxpr in _inner_jaxprs(params)]
     if name == "cond":
-        return max(inner)
+        platforms = params.get("branches_platforms") or ()
+        return inner[platforms.index(None)] if None in platforms else max(inner)
     return sum(inner) * (params["length"] if name == "scan" else 1)
 
 

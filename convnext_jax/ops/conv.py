@@ -23,7 +23,7 @@ def conv(x: Array, kernel: Array, stride: int, padding: Padding, groups: int = 1
         dtype.
       stride: of both axes.
       padding: zeros around the images.
-      groups: of channels; 1, or C.
+      groups: of channels.
 
     Returns:
       [N, H', W', D], same dtype as `x`.
@@ -78,7 +78,7 @@ def filter_gradient(
       dy: [N, H', W', D], same dtype as `x`.
       stride: of both axes.
       padding: of the forward convolution.
-      groups: of channels; 1, or C.
+      groups: of channels.
 
     Returns:
       Shape and dtype of `kernel`.

@@ -8,8 +8,9 @@ XLA's too, until the kernels of `depthwise_gpu.py`, which are proven right but h
 were measured against it.
 
 The environment variable CONVNEXT_JAX_DEPTHWISE, read when this module is imported, chooses
-otherwise: `pallas` is those kernels on NVIDIA GPUs since Ampere, `xla` is XLA's own on every
-platform; `auto`, the default, is as above.
+otherwise: `pallas` is those kernels on NVIDIA GPUs since Ampere, `toeplitz` on TPUs the matrix
+units for large images in bfloat16 (`depthwise_tpu.py`), `xla` is XLA's own on every platform;
+`auto`, the default, is as above.
 """
 
 import os
@@ -20,12 +21,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from convnext_jax.errors import InputError, require_one_of
-from convnext_jax.ops import depthwise_cpu, depthwise_gpu
+from convnext_jax.ops import depthwise_cpu, depthwise_gpu, depthwise_tpu
 from convnext_jax.ops.conv import DIMENSION_NUMBERS, filter_gradient
 
 _VARIABLE = "CONVNEXT_JAX_DEPTHWISE"
 _CHOICE = os.environ.get(_VARIABLE, "auto")
-require_one_of(_VARIABLE, _CHOICE, ("auto", "xla", "pallas"))
+require_one_of(_VARIABLE, _CHOICE, ("auto", "xla", "pallas", "toeplitz"))
 
 
 def depthwise_conv(x: Array, kernel: Array) -> Array:
@@ -70,6 +71,7 @@ def _depthwise_conv(x: Array, kernel: Array) -> Array:
         (x, kernel.astype(x.dtype)),
         cpu=depthwise_cpu.shifted_forward,
         cuda=depthwise_gpu.pallas_forward,
+        tpu=depthwise_tpu.toeplitz_forward,
         default=xla_forward,
     )
 
@@ -84,6 +86,7 @@ def _backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
         (x, kernel.astype(x.dtype), dy),
         cpu=depthwise_cpu.shifted_input_gradient,
         cuda=depthwise_gpu.pallas_input_gradient,
+        tpu=depthwise_tpu.toeplitz_input_gradient,
         default=xla_input_gradient,
     )
     dkernel = _choose(
@@ -99,7 +102,11 @@ _depthwise_conv.defvjp(_forward, _backward)
 
 
 def _choose(
-    arguments: tuple[Array, ...], cpu: Callable, cuda: Callable, default: Callable
+    arguments: tuple[Array, ...],
+    cpu: Callable,
+    cuda: Callable,
+    default: Callable,
+    tpu: Callable | None = None,
 ) -> Array:
     """Calls the implementation for the platform that the program will be lowered for."""
     x, kernel, *_ = arguments
@@ -109,6 +116,8 @@ def _choose(
     # All branches are traced, whatever the platform will be.
     if _CHOICE == "pallas" and depthwise_gpu.supported(x, kernel):
         branches["cuda"] = cuda
+    if _CHOICE == "toeplitz" and tpu is not None and depthwise_tpu.supported(x, kernel):
+        branches["tpu"] = tpu
     return lax.platform_dependent(*arguments, **branches, default=default)
 
 

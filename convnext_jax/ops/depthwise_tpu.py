@@ -1,0 +1,93 @@
+"""Depthwise convolution as products of matrices, for the matrix units of TPUs.
+
+A depthwise convolution has too few products for a matrix unit and is left to the vector units,
+which reach half of their peak with it where images are large. Here a row of blocks, each of a few
+rows of the image, is convolved with matrices: between the pixels of a block and those of a
+neighbour the filter is a Toeplitz matrix [pixels, pixels], whose entries are the filter's taps and
+zeros. That is 8 to 15 times as many products, on units with 50 times the speed. Sums are the same
+up to their order: a product of two bfloat16 is exact in float32, and the zeros add nothing.
+
+What is known of it is what the compiler's schedules say (docs/performance.md); no clock has seen
+it. It is not the default: with 16 images or fewer on a chip the compiler takes minutes for it, and
+the filters' matrices, made in each step, take longer than XLA's convolution. The filter's gradient
+would gain, too, but several devices would add their matrices, hundreds of times as large as the
+filters, and not what is made of them: it is XLA's.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from convnext_jax.ops.conv import Padding, conv
+
+_LANES = 128  # of a matrix unit; pixels of a block are no more
+_LEAST = 96  # with fewer, too much of it multiplies zeros
+_LEAST_SIDE = 28  # of images for which it is faster by schedules; at 14 pixels both are as fast
+
+
+def supported(x: Array, kernel: Array) -> bool:
+    """Whether the convolution of `x` [N, H, W, C] is expected to be faster so."""
+    _, height, width, _ = x.shape
+    return (
+        x.dtype == jnp.bfloat16
+        and kernel.shape[0] == 7
+        and min(height, width) >= _LEAST_SIDE
+        and rows_of_block(height, width) * width >= _LEAST
+    )
+
+
+def rows_of_block(height: int, width: int) -> int:
+    """Rows of the image in a block: as many as fill the lanes; 0 if none do."""
+    fitting = [r for r in range(1, height + 1) if height % r == 0 and r * width <= _LANES]
+    return max(fitting, default=0)
+
+
+@jax.jit
+def toeplitz_forward(x: Array, kernel: Array) -> Array:
+    """The convolution; arguments and result are those of `depthwise_conv`."""
+    rows = rows_of_block(*x.shape[1:3])
+    matrices = _matrices(kernel, rows, x.shape[2])
+    found = conv(_to_blocks(x, rows), matrices, 1, _padding(len(matrices)), x.shape[3])
+    return _from_blocks(found, x.shape, rows)
+
+
+@jax.jit
+def toeplitz_input_gradient(x: Array, kernel: Array, dy: Array) -> Array:
+    """Gradient with respect to `x`: the convolution of `dy` with the filter turned around."""
+    del x
+    return toeplitz_forward(dy, kernel[::-1, ::-1])
+
+
+def _padding(blocks: int) -> Padding:
+    """Blocks of zeros above and below an image, whose result has as many blocks as it."""
+    return ((blocks // 2, blocks // 2), (0, 0))
+
+
+def _to_blocks(x: Array, rows: int) -> Array:
+    """[N, H, W, C] as [N, H / rows, 1, C * rows * W]."""
+    n, height, width, channels = x.shape
+    x = x.reshape(n, height // rows, rows * width, channels)
+    return x.swapaxes(2, 3).reshape(n, height // rows, 1, -1)
+
+
+def _from_blocks(blocks: Array, shape: tuple[int, ...], rows: int) -> Array:
+    """The opposite of `_to_blocks`, for images of a shape."""
+    n, height, width, channels = shape
+    return blocks.reshape(n, height // rows, channels, rows * width).swapaxes(2, 3).reshape(shape)
+
+
+def _matrices(kernel: Array, rows: int, width: int) -> Array:
+    """The filters as matrices [blocks, 1, pixels, C * pixels], same dtype."""
+    k, channels, pixels = kernel.shape[0], kernel.shape[3], rows * width
+    half = k // 2
+    reach = -(-half // rows)  # blocks to each side that a filter sees
+    shape = (k * k, 2 * reach + 1, pixels, pixels)
+    tap, block, pixel, to = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(4))
+    down = (block - reach) * rows + pixel // width - to // width + half
+    right = pixel % width - to % width + half
+    # Which tap leads from a pixel to one of the result; what is beyond the filter has none.
+    places = ((right >= 0) & (right < k) & (down * k + right == tap)).astype(kernel.dtype)
+    taps = kernel.reshape(k * k, channels)
+    # A sum has one term that is not zero: exact in any precision that the operands have.
+    found = jnp.einsum("tc,tbio->bico", taps, places, precision=lax.Precision.HIGHEST)
+    return found.reshape(shape[1], 1, pixels, channels * pixels)
