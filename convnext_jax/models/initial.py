@@ -70,15 +70,18 @@ def seeds(rngs: nnx.Rngs | None) -> Iterator[Any]:
       rngs: None is `nnx.Rngs(0)`.
 
     Returns:
-      `Seeds`; within `jax.jit` and the like, and where keys are made by another cipher, `rngs`.
+      `Seeds`; where JAX traces, as in `jax.jit` and `jax.eval_shape`, and where keys are made by
+      another cipher, `rngs`: what is drawn is then no constant of a program.
     """
-    if rngs is None:
+    traced = isinstance(jax.device_put(np.uint32(0)), Tracer)
+    if rngs is None and not traced:
         yield Seeds((0, 0), 0)
         return
+    rngs = nnx.Rngs(0) if rngs is None else rngs
     stream = rngs.params
     key, count = stream.key.get_value(), stream.count.get_value()
-    known = not isinstance(key, Tracer) and str(jax.random.key_impl(key)) == "threefry2x32"
-    if not known or isinstance(count, Tracer) or key.ndim:
+    traced = traced or isinstance(key, Tracer) or isinstance(count, Tracer) or key.ndim
+    if traced or str(jax.random.key_impl(key)) != "threefry2x32":
         yield rngs
         return
     found = Seeds(np.asarray(jax.random.key_data(key)).tolist(), int(count))

@@ -101,6 +101,21 @@ def test_generators_go_on_where_a_model_left_them():
     assert ours.params() == theirs.params()
 
 
+@pytest.mark.parametrize("rngs", [None, 0, 5])
+def test_nothing_is_drawn_while_jax_traces(rngs, monkeypatch):
+    def create(**overrides):
+        own = None if rngs is None else nnx.Rngs(rngs)
+        return params_of(create_model("convnext_atto", 3, own, **SMALL, **overrides))
+
+    expected = create()
+    monkeypatch.setattr(np.random, "Generator", None)  # what draws: shapes need none
+    shapes = jax.eval_shape(create)
+    program = jax.jit(create).lower()
+    monkeypatch.undo()
+    assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, expected)
+    same(*(tree.flatten_with_names(x) for x in (expected, program.compile()())))
+
+
 def test_keys_of_another_cipher():
     key = jax.random.key(3, impl="rbg")
     with initial.seeds(nnx.Rngs(params=key)) as seeds:
