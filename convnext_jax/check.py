@@ -6,11 +6,10 @@ images that are in both or have two classes. Exit status: 0 a run can use the da
 2 the input cannot be used.
 """
 
-from convnext_jax import errors, interrupts
+from convnext_jax import command
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    interrupts.listen()
-    errors.explain_missing_packages()
+    command.begin()
 
 import argparse
 import json

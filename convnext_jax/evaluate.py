@@ -4,11 +4,10 @@ A checkpoint says itself what model it is and how its images are prepared; no co
 What else can be evaluated, and which of its parameters are, says `weights/find.py`.
 """
 
-from convnext_jax import errors, interrupts
+from convnext_jax import command
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    interrupts.listen()
-    errors.explain_missing_packages()
+    command.begin()
 
 import argparse
 import csv

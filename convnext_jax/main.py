@@ -6,11 +6,10 @@ what may come back, such as another process; 130 interrupted by Ctrl-C, after sa
 first come with one sentence on stderr.
 """
 
-from convnext_jax import errors, interrupts
+from convnext_jax import command, interrupts
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    interrupts.listen()
-    errors.explain_missing_packages()
+    command.begin()
 
 import functools
 import itertools

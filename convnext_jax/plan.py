@@ -8,11 +8,10 @@ used, or the machine cannot be compiled for, as for GPUs, of which only state an
 given.
 """
 
-from convnext_jax import errors, interrupts
+from convnext_jax import command
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    interrupts.listen()
-    errors.explain_missing_packages()
+    command.begin()
 
 import argparse
 import json

@@ -8,11 +8,10 @@ It ends with status 0 if all images could be used, with 1 if some could not (eac
 stderr), and with 2 if its arguments cannot be used.
 """
 
-from convnext_jax import errors, interrupts
+from convnext_jax import command
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    interrupts.listen()
-    errors.explain_missing_packages("predict")
+    command.begin("predict")
 
 import argparse
 import csv

@@ -7,11 +7,10 @@ Published weights are evaluated on the test sets that are there, and their numbe
 published ones in `DIR/TABLE.md`. What was measured once is not measured again.
 """
 
-from convnext_jax import errors, interrupts
+from convnext_jax import command
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    interrupts.listen()
-    errors.explain_missing_packages()
+    command.begin()
 
 import argparse
 import sys

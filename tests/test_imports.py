@@ -20,6 +20,7 @@ RANKS = {
     "ops": 0,
     "retry": 0,
     "interrupts": 0,
+    "command": 1,
     "progress": 0,
     "processes": 1,
     "sharding": 1,
@@ -74,7 +75,7 @@ HOMES = {
     "pycocotools": "data",
 }
 # These import the standard library and nothing else but JAX, Flax and NumPy.
-LEAN = {"errors", "interrupts", "constants", "tree", "ops", "models"}
+LEAN = {"errors", "interrupts", "command", "constants", "tree", "ops", "models"}
 
 # What JAX and Flax themselves import at `from flax import nnx`, apart from the standard library.
 NEEDED_BY_JAX = ["jaxlib", "ml_dtypes", "opt_einsum"]

@@ -4,11 +4,10 @@ From any PyTorch format, or a checkpoint of ours, to a checkpoint of ours or, wi
 PyTorch format. Format and model of the source are recognised.
 """
 
-from convnext_jax import errors, interrupts
+from convnext_jax import command
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    interrupts.listen()
-    errors.explain_missing_packages("convert")
+    command.begin("convert")
 
 import argparse
 import json

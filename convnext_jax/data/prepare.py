@@ -12,11 +12,10 @@ TFDS writes into a directory `incomplete.*` and renames it at the end, so a run 
 leaves nothing that can be read.
 """
 
-from convnext_jax import errors, interrupts
+from convnext_jax import command
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    interrupts.listen()
-    errors.explain_missing_packages()
+    command.begin()
 
 import contextlib
 import json

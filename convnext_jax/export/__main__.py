@@ -4,11 +4,10 @@ The output is a folder with the model, `model.json`, which says how images are f
 its classes are, and a short script that runs it.
 """
 
-from convnext_jax import errors, interrupts
+from convnext_jax import command
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    interrupts.listen()
-    errors.explain_missing_packages("predict")
+    command.begin("predict")
 
 import argparse
 import dataclasses

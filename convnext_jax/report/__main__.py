@@ -4,11 +4,10 @@ Curves, results, and of a classifier what it takes for what and its surest mista
 that needs no network. Several workdirs give a page of their runs side by side.
 """
 
-from convnext_jax import errors, interrupts
+from convnext_jax import command
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    interrupts.listen()
-    errors.explain_missing_packages()
+    command.begin()
 
 import argparse
 import functools
