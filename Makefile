@@ -129,7 +129,7 @@ bench-check: .venv/.test
 	$(BIN)/pip install -q -r requirements-test.txt
 	touch $@
 
-# The compiler for TPUs, which only plans need.
+# The compilers for TPUs and GPUs, which only plans need.
 .venv/.plan: requirements-plan.txt .venv/.test
 	$(BIN)/pip install -q -r requirements-plan.txt
 	touch $@

@@ -4,8 +4,8 @@ Compiles the run's own training step for a machine that is not there and reports
 what it exchanges between chips, the least time that its machine code can take, what the run costs,
 and the largest batch a device that fits. The answer for each layout is said as soon as it is known.
 Overrides are those of training, `--config.KEY=VALUE`. Exit status: 0 planned; 2 the input cannot be
-used, or the machine cannot be compiled for, as for GPUs, of which only state and operations are
-given.
+used, or the compiler for the machine is not installed (of GPUs, state and operations are then still
+given).
 """
 
 from convnext_jax import command
@@ -177,6 +177,7 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
         "topology": machine.name,
         "chips": machine.size,
         "slices": machine.slices,
+        "gpu": machine.is_gpu,
         "hbm": machine.chip.hbm,
         "model": config.model.name,
         "dtype": config.model.dtype,
@@ -185,7 +186,7 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
         "steps": steps_of(config, examples).total,
         "price": arguments.price,
     }
-    devices = None if machine.is_gpu else describe_devices(machine)
+    devices = _devices(machine)
     held_out = held_out_size(config)
     jobs = [Job(config, way, machine, devices, classes, examples, held_out) for way in tried]
     if devices is None:
@@ -208,6 +209,16 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
     return result | {"variants": rows}
 
 
+def _devices(machine: Machine) -> list[Any] | None:
+    """What to compile for; None: GPUs whose compiler is not installed."""
+    try:
+        return describe_devices(machine)
+    except InputError:
+        if machine.is_gpu:
+            return None
+        raise
+
+
 def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -219,7 +230,7 @@ def _answer(row: dict[str, Any]) -> str:
         return said
     said += f", {row['memory']['total'] / GIB:.2f} GiB used; a step takes"
     said += f" {row['step_seconds'] * 1e3:.1f} ms"
-    said += " at least" if row["compute_from"] == "schedules" else " by the compiler's estimate"
+    said += " by the compiler's estimate" if row["compute_from"] == "compiler" else " at least"
     said += f", the run {row['hours']:.1f} h"
     return f"{said}, ${row['cost']:,.2f}" if "cost" in row else said
 
@@ -254,14 +265,18 @@ def table(result: dict[str, Any]) -> str:
     for kind in kinds:
         add(kind, lambda r, kind=kind: _exchange(r["collectives"][kind], r["dtypes"][kind]))
     add("compute, at least", lambda r: _least(r["compute_seconds"], r))
-    add("  schedules alone", lambda r: _least(r["schedule_seconds"], r))
+    if not result["gpu"]:
+        add("  schedules alone", lambda r: _least(r["schedule_seconds"], r))
     add("  memory alone", lambda r: _least(r["memory_seconds"], r))
     add("  products alone", lambda r: _least(r["matrix_seconds"], r))
     add("compiler's estimate", lambda r: f"{r['compiler_seconds'] * 1e3:.1f} ms")
+    if result["gpu"]:
+        add("kernels, below 1 MB", lambda r: f"{r['instructions']}, {r['small_instructions']}")
     add("exchange, at best", lambda r: f"{r['exchange_seconds'] * 1e3:.2f} ms")
-    if result["slices"] > 1:
-        add("between slices, a chip", lambda r: f"{r['network_bytes'] / 1e6:.2f} MB")
-        add("between slices, at best", lambda r: f"{r['network_seconds'] * 1e3:.2f} ms")
+    if any(row.get("network_bytes") for row in rows):
+        apart = "hosts" if result["gpu"] else "slices"
+        add(f"between {apart}, a chip", lambda r: f"{r['network_bytes'] / 1e6:.2f} MB")
+        add(f"between {apart}, at best", lambda r: f"{r['network_seconds'] * 1e3:.2f} ms")
     add("images/s", lambda r: f"{r['images_per_second']:,.0f}")
     for name in ("start", "steps", "evaluations", "saves"):
         add(f"{name}, in all", lambda r, name=name: _duration(r["run"][name]))
@@ -284,15 +299,15 @@ def table(result: dict[str, Any]) -> str:
         padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
         text.append(f"{name.ljust(first)}  {'  '.join(padded)}".rstrip())
     if any("compute_seconds" in row for row in rows):
-        text += ["", *NOTES]
+        text += ["", *(GPU_NOTES if result["gpu"] else NOTES)]
     if any(row.get("compute_from") == "compiler" for row in rows):
         text += NO_SCHEDULES
     return "\n".join(text)
 
 
 def _least(seconds: float, row: dict[str, Any]) -> str:
-    """A time that follows from schedules; `-` where the compiler wrote none."""
-    return f"{seconds * 1e3:.1f} ms" if row["compute_from"] == "schedules" else "-"
+    """A part of the lower bound; `-` where there is none."""
+    return "-" if row["compute_from"] == "compiler" else f"{seconds * 1e3:.1f} ms"
 
 
 # What the numbers are; docs/scaling.md says more.
@@ -308,6 +323,17 @@ NOTES = (
     "convnext_jax/planning/whole_run.py lists; the steps are as if the input kept up.",
     "Between slices: what a chip sends, over its share of the host's network cards (v5e 3.1 GB/s,",
     "v6e 12.5 GB/s, by Cloud TPU's documentation; of others none is published: no time is added).",
+)
+GPU_NOTES = (
+    "Memory is that of one GPU, against what JAX takes of it: three quarters, or the share that",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION says. Compute is a lower bound, not a measurement: the sum,",
+    "over the kernels of a step, of the longer of its bytes over the memory's bandwidth and its",
+    "products over the peak; arithmetic that is no product and launches are left out. It was",
+    "compiled without the GPU, so nothing is tuned: on the GPU products and convolutions may be",
+    "other kernels. Exchange is what NVLink needs within a host at full bandwidth, and between",
+    "hosts a network card for each GPU, as NVIDIA's DGX have them, added as if nothing",
+    "overlapped. Start, evaluations, saves and the data are arithmetic on rates that",
+    "convnext_jax/planning/whole_run.py lists; the steps are as if the input kept up.",
 )
 # Where there is no better time than the compiler's.
 NO_SCHEDULES = (
@@ -338,8 +364,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parsed, overrides = parse_arguments(arguments)
         result = plan(parsed, overrides)
         print(json.dumps(result) if parsed.json else table(result))
-        if re.match("gpu:", parsed.topology):
-            describe_devices(parse_machine(parsed.topology))
+        if result["gpu"] and not any("compute_seconds" in row for row in result["variants"]):
+            describe_devices(parse_machine(parsed.topology))  # says what is missing
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from convnext_jax.models.flops import count_macs
 from convnext_jax.planning import dumps
 from convnext_jax.planning.estimate import lower_bound
 from convnext_jax.planning.machines import Machine, mesh_of
-from convnext_jax.planning.programs import read_program
+from convnext_jax.planning.programs import Collective, read_program
 from convnext_jax.planning.schedules import read_schedules
 from convnext_jax.planning.whole_run import whole_run
 from convnext_jax.step_builder import TrainingStep, build_step
@@ -139,14 +140,15 @@ def measure(job: Job, scopes: Mapping[str, Sequence[int]] | None = None) -> dict
     step = job.step()
     row = analyse(job, step)
     traced = step.function.trace(step.abstract_state, abstract_batch(job, step))
-    lowered = traced.lower(lowering_platforms=("tpu",))
-    schedules: dict[str, int] = {}
+    lowered = traced.lower(lowering_platforms=("cuda" if job.machine.is_gpu else "tpu",))
+    schedules: dict[str, int] | None = None if job.machine.is_gpu else {}
     began = time.perf_counter()
     try:
         with dumps.collected() as folder:
             compiled = lowered.compile()
-            with contextlib.suppress(OSError):  # the folder is gone: a plan does without
-                schedules = read_schedules(folder) if folder is not None else {}
+            if schedules is not None and folder is not None:
+                with contextlib.suppress(OSError):  # the folder is gone: a plan does without
+                    schedules = read_schedules(folder)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -169,7 +171,7 @@ def read_compiled(
     compiled: Any,
     machine: Machine,
     global_batch: int,
-    schedules: Mapping[str, int],
+    schedules: Mapping[str, int] | None,
     scopes: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """What a compiled step says of itself.
@@ -178,7 +180,8 @@ def read_compiled(
       compiled: a `jax.stages.Compiled`.
       machine: what it is for.
       global_batch: images of a step.
-      schedules: cycles by instruction, from `read_schedules`; empty where there are none.
+      schedules: cycles by instruction, from `read_schedules`; empty where there are none; None for
+        GPUs, whose compiler writes none.
       scopes: whose time is to be told apart, see `read_program`.
 
     Returns:
@@ -186,15 +189,18 @@ def read_compiled(
       kind and their `dtypes`, `bytes_accessed`; of a step and chip:
 
       - `compute_seconds`: the lower bound of `estimate.py`, or the compiler's own estimate;
-        `compute_from` says which, `schedules` or `compiler`;
-      - `compiler_seconds`: the compiler's own estimate, of before it has made code;
+        `compute_from` says which, `schedules` (of GPUs `bytes and products`) or `compiler`;
+      - `compiler_seconds`: the compiler's own estimate, of before it has made code; None of GPUs;
+      - `instructions` that occupy the cores, and `small_instructions`, those of them that move less
+        than 1 MB;
       - `schedule_seconds`, `memory_seconds`, `matrix_seconds`: the sums of which the bound takes
         the longest of each instruction, and `without_schedule`, the number of instructions whose
         schedule is unknown; all None where the bound is;
       - `bound_in`: the parts of the bound in each scope, None where the bound is;
       - `unknown_loops`: those of which nothing says how often they run, counted once;
       - `exchange_seconds` within a slice, and, between slices, `network_bytes` and
-        `network_seconds`, None where the network's bandwidth is not published;
+        `network_seconds`, None where the network's bandwidth is not published; of GPUs within a
+        host and between hosts;
       - `step_seconds` and `images_per_second` as if compute and exchange did not overlap.
     """
     memory = compiled.memory_analysis()
@@ -205,29 +211,23 @@ def read_compiled(
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    program = read_program(compiled.as_text(), scopes)
+    program = read_program(compiled.as_text(), scopes, kernels=machine.is_gpu)
     totals = program.totals()
-    estimated = program.cycles / machine.chip.clock
+    estimated = None if machine.is_gpu else program.cycles / machine.chip.clock
     least = lower_bound(program, schedules, machine.chip)
     compute = estimated if least is None else least.bound
-    exchange = sum(
-        _PASSES.get(found.kind, 1) * found.bytes * found.times / machine.chip.link
-        for found in program.collectives
-        if not found.between_slices
-    )
-    # What each chip hands to its host of a sum is its part of the slice's; the hosts exchange it
-    # with those of the other slices, each of which adds up a part of that and passes it on.
-    shares = (machine.slices - 1) / machine.slices
-    network_bytes = shares * sum(
-        _PASSES.get(found.kind, 1) * found.bytes * found.times
-        for found in program.collectives
-        if found.between_slices
-    )
+    assert compute is not None
+    exchange = network_bytes = 0.0
+    for found in program.collectives:
+        near, far = _sent(found, machine)
+        exchange += near / machine.chip.link
+        network_bytes += far
     network = network_bytes / machine.chip.network if machine.chip.network else None
+    source = "compiler" if least is None else "schedules"
     seconds = compute + exchange + (network or 0)
     return {
         "fits": True,
-        "room": machine.chip.hbm - total,
+        "room": int(machine.chip.hbm * share_of_memory(machine)) - total,
         "memory": {
             "temporary": memory.temp_size_in_bytes,
             "program": memory.generated_code_size_in_bytes,
@@ -235,9 +235,17 @@ def read_compiled(
         },
         "collectives": totals,
         "dtypes": program.dtypes(),
-        "bytes_accessed": compiled.cost_analysis()["bytes accessed"],
+        "bytes_accessed": (
+            sum(found.times * found.memory_bytes for found in program.executed)
+            if machine.is_gpu
+            else compiled.cost_analysis()["bytes accessed"]
+        ),
+        "instructions": sum(found.times for found in program.executed),
+        "small_instructions": sum(
+            found.times for found in program.executed if found.memory_bytes < 10**6
+        ),
         "compute_seconds": compute,
-        "compute_from": "compiler" if least is None else "schedules",
+        "compute_from": "bytes and products" if machine.is_gpu else source,
         "compiler_seconds": estimated,
         "schedule_seconds": least and least.schedule,
         "memory_seconds": least and least.memory,
@@ -247,10 +255,31 @@ def read_compiled(
         "unknown_loops": program.unknown_loops,
         "exchange_seconds": exchange,
         "network_bytes": network_bytes,
-        "network_seconds": network if machine.slices > 1 else 0.0,
+        "network_seconds": network if network_bytes else 0.0,
         "step_seconds": seconds,
         "images_per_second": global_batch / seconds,
     }
+
+
+def _sent(found: Collective, machine: Machine) -> tuple[float, float]:
+    """Bytes that a chip sends for an exchange: to chips near it, and over its host's network."""
+    sent = _PASSES.get(found.kind, 1) * found.bytes * found.times
+    if found.between_slices:
+        # What each chip hands to its host of a sum is its part of the slice's; the hosts exchange
+        # it with those of the other slices, each of which adds up a part and passes it on.
+        return 0.0, sent * (machine.slices - 1) / machine.slices
+    if not machine.is_gpu:
+        return sent, 0.0
+    group = found.group or range(machine.size)
+    hosts = len({number // machine.chip.host.chips for number in group})
+    each = len(group) // hosts
+    # Those of a host add up first; each then exchanges its part with the other hosts.
+    return (sent if each > 1 else 0.0), sent / each * (hosts - 1) / hosts
+
+
+def share_of_memory(machine: Machine) -> float:
+    """Of a chip's memory, what JAX lets a program have: of a GPU's three quarters by default."""
+    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) if machine.is_gpu else 1.0
 
 
 def search(

@@ -5,17 +5,19 @@ number in front, `2xv5e:16x16`; GPUs by their number and name, `gpu:8xH100`.
 """
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
+import shutil
 from typing import Any
 
-import jax
 from jax.experimental import topologies
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from convnext_jax.errors import InputError, require_one_of
 from convnext_jax.planning import dumps
+from convnext_jax.planning.gpu_targets import TARGETS, description
 from convnext_jax.sharding import AXES, create_mesh
 
 GIB = 2**30
@@ -59,8 +61,8 @@ class Chip:
         states no cycles.
       link: bytes a second that it can send to its neighbours, over all links together, one way; for
         a GPU, over NVLink.
-      network: bytes a second that it can send to other slices, its share of the host's network
-        cards; 0 where that is not published.
+      network: bytes a second that it can send to other slices, for a GPU to other hosts: its share
+        of the host's network cards; 0 where that is not published.
       config: how the compiler calls a chip whose two cores work as one device.
     """
 
@@ -84,12 +86,13 @@ CHIPS = {
     "v5p": Chip(_V5P, 95 * GIB, 2765e9, 459e12, 1.75e9, 600e9),
     "v6e": Chip(_V6E, 32 * GIB, 1640e9, 918e12, 1.75e9, 400e9, 25.6e12 / 8 / 256),
 }
-# From NVIDIA's data sheets (SXM; dense bfloat16).
+# From NVIDIA's data sheets (SXM; dense bfloat16); the network is that of its DGX machines, with a
+# card for each GPU.
 GPUS = {
-    "A100": Chip(_GPUS, 80 * 10**9, 2039e9, 312e12, link=300e9),
-    "H100": Chip(_GPUS, 80 * 10**9, 3350e9, 989e12, link=450e9),
-    "H200": Chip(_GPUS, 141 * 10**9, 4800e9, 989e12, link=450e9),
-    "B200": Chip(_GPUS, 180 * 10**9, 8000e9, 2250e12, link=900e9),
+    "A100": Chip(_GPUS, 80 * 10**9, 2039e9, 312e12, link=300e9, network=25e9),
+    "H100": Chip(_GPUS, 80 * 10**9, 3350e9, 989e12, link=450e9, network=50e9),
+    "H200": Chip(_GPUS, 141 * 10**9, 4800e9, 989e12, link=450e9, network=50e9),
+    "B200": Chip(_GPUS, 180 * 10**9, 8000e9, 2250e12, link=900e9, network=50e9),
 }
 
 _COMPILER_SETTINGS = {
@@ -140,7 +143,12 @@ def parse_machine(name: str) -> Machine:
         if match is None:
             raise InputError(f"`--topology` (={name}) must be written gpu:NUMBERxNAME, gpu:8xH100")
         require_one_of("--topology, its GPU", match[2], GPUS)
-        return Machine(name, match[2], GPUS[match[2]], int(match[1]), is_gpu=True)
+        size = int(match[1])
+        if size > _GPUS.chips and size % _GPUS.chips:
+            raise InputError(
+                f"`--topology` (={name}) must be whole hosts of {_GPUS.chips} GPUs, or one of fewer"
+            )
+        return Machine(name, match[2], GPUS[match[2]], size, is_gpu=True)
     several = re.fullmatch(r"([1-9]\d*)x(v\w+)", kind)
     slices, kind = (int(several[1]), several[2]) if several else (1, kind)
     require_one_of("--topology, its chip", kind, [*CHIPS, "gpu"])
@@ -157,18 +165,23 @@ def parse_machine(name: str) -> Machine:
 
 
 def describe_devices(machine: Machine) -> list[Any]:
-    """The devices of a TPU machine, as the compiler describes them.
+    """The devices of a machine, as the compiler describes them.
 
-    The compiler is asked for its schedules where this loads it: see `dumps.py`.
+    The compiler for TPUs is asked for its schedules where this loads it: see `dumps.py`.
 
     Raises:
-      InputError: the compiler is not installed or does not know the shape, or it is a GPU machine.
+      InputError: the compiler is not installed or does not know the shape.
     """
-    if machine.is_gpu:
+    found = _gpus(machine) if machine.is_gpu else _tpus(machine)
+    if len(found) != machine.size:
         raise InputError(
-            f"`--topology` (={machine.name}) cannot be compiled for: JAX {jax.__version__} compiles"
-            f" for GPUs only where there is one; only state and operations are given"
+            f"`--topology` (={machine.name}) must have one device a chip (={machine.size}), and has"
+            f" {len(found)}"
         )
+    return found
+
+
+def _tpus(machine: Machine) -> list[Any]:
     for name, value in _COMPILER_SETTINGS.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {}
@@ -176,28 +189,53 @@ def describe_devices(machine: Machine) -> list[Any]:
         options["chip_config_name"] = machine.chip.config
     if machine.slices > 1:
         options["num_slices"] = machine.slices
-    try:
-        import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError("the TPU compiler must be installed: pip install '.[plan]', on Linux")
+    with dumps.requested():
+        name = machine.name[machine.name.index("v") :]
+        return _described(machine, platform="tpu", topology_name=name, **options)
+
+
+def _gpus(machine: Machine) -> list[Any]:
+    # Else JAX's plugin asks the driver for its version where it is loaded.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    plugins = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
+    if not any(_is_installed(name) for name in plugins) or not _assembler():
         raise InputError(
-            "the TPU compiler must be installed: pip install '.[plan]', on Linux"
-        ) from error
+            "the GPU compiler must be installed: pip install '.[plan-gpu]', on Linux, in an"
+            " environment of its own where there is no GPU"
+        )
+    hosts = math.ceil(machine.size / machine.chip.host.chips)
+    return _described(
+        machine,
+        platform="cuda",
+        topology_name="",
+        topology=f"1x{hosts}x{machine.size // hosts}",
+        target_config=description(TARGETS[machine.kind]),
+    )
+
+
+def _is_installed(name: str) -> bool:
     try:
-        with dumps.requested():
-            found = topologies.get_topology_desc(
-                platform="tpu", topology_name=machine.name[machine.name.index("v") :], **options
-            ).devices
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # what it is in is not there
+        return False
+
+
+def _assembler() -> bool:
+    """Whether XLA will find what makes machine code of its PTX."""
+    wheels = ("nvidia.cuda_nvcc", "nvidia.cu13")
+    return shutil.which("ptxas") is not None or any(_is_installed(name) for name in wheels)
+
+
+def _described(machine: Machine, **options: Any) -> list[Any]:
+    try:
+        return list(topologies.get_topology_desc(**options).devices)
     except Exception as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"`--topology` (={machine.name}) must be a machine that the compiler knows: {said}"
         ) from error
-    if len(found) != machine.size:
-        raise InputError(
-            f"`--topology` (={machine.name}) must have one device a chip (={machine.size}), and has"
-            f" {len(found)}"
-        )
-    return list(found)
 
 
 def mesh_of(machine: Machine, devices: list[Any] | None, fsdp: int) -> Mesh | AbstractMesh:

@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from convnext_jax.planning.hlo import (
     Computation,
     Instruction,
@@ -34,11 +36,22 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 # Operations whose computations are executed instruction by instruction.
 _CONTROL = {"while", "call", "conditional"}
+# Operations by which nothing is computed or moved.
+_NO_KERNELS = _CONTROL | {
+    *("parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all"),
+    *("partition-id", "replica-id", "opt-barrier", "add-dependency", "async-start", "async-update"),
+}
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# What they begin with is part of their shape.
+_WITH_INPUT = ("all-gather-start", "reduce-scatter-start", "collective-permute-start")
 # Groups of chips: listed, numbered, or the axes of a mesh along which they lie, maybe part of one.
-_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\].*? \{('[^}]*)\}")
-_AXIS = re.compile(r"'(\w+)'(?::\(\d+\)(\d+))?")
+_GROUPS = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\]"
+    r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{('[^}]*)\}"
+)
+_AXIS = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")
 # Fusions that are nothing but an exchange, as the compiler for TPUs writes a reduce-scatter.
 _SCATTER = "all-reduce-scatter"
 # What a chip hands to its host for the other slices.
@@ -58,6 +71,7 @@ class Collective:
         with, what a reduce-scatter begins with, what others send.
       times: how often a run of the program executes it.
       between_slices: whether it passes through the hosts to other slices.
+      group: numbers of the chips of one group that exchange with each other; empty: all do.
     """
 
     kind: str
@@ -65,6 +79,7 @@ class Collective:
     bytes: int
     times: int
     between_slices: bool = False
+    group: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -132,7 +147,9 @@ class Program:
         return result
 
 
-def read_program(text: str, scopes: Mapping[str, Sequence[int]] | None = None) -> Program:
+def read_program(
+    text: str, scopes: Mapping[str, Sequence[int]] | None = None, kernels: bool = False
+) -> Program:
     """Reads the text of an optimised program.
 
     Args:
@@ -140,10 +157,12 @@ def read_program(text: str, scopes: Mapping[str, Sequence[int]] | None = None) -
       scopes: names of `jax.named_scope`, or of operations such as top_k, that are to be told apart
         (of several the first counts); each with the rounds of its loops whose number the text does
         not say, the outermost first.
+      kernels: whether each operation is code of its own, as for GPUs.
 
     Raises:
       ValueError: the text has no entry computation.
     """
+    occupies = _is_kernel if kernels else _occupies
     computations, entry = read_computations(text)
     # A computation stands before those that call it; so in reverse all calls of one are counted
     # before its own calls are.
@@ -175,7 +194,7 @@ def read_program(text: str, scopes: Mapping[str, Sequence[int]] | None = None) -
                     inherited.setdefault(called, scope)
                     if name in inside or operation not in _CONTROL:
                         inside.add(called)
-            if name not in inside and _occupies(found):
+            if name not in inside and occupies(found):
                 each = _executed(found, times, computation, computations)
                 executed.append(dataclasses.replace(each, scope=scope))
             kind = operation.removesuffix("-start")
@@ -198,8 +217,16 @@ def read_program(text: str, scopes: Mapping[str, Sequence[int]] | None = None) -
     return Program(tuple(reversed(exchanges)), tuple(reversed(executed)), unknown)
 
 
+def _is_kernel(instruction: Instruction) -> bool:
+    """Whether an instruction occupies the cores of a GPU, or its copying."""
+    operation = instruction.operation
+    if operation in _NO_KERNELS or operation.endswith("-done"):
+        return False
+    return operation.removesuffix("-start") not in COLLECTIVES
+
+
 def _occupies(instruction: Instruction) -> bool:
-    """Whether an instruction occupies the cores."""
+    """Whether an instruction occupies the cores of a TPU."""
     kind = instruction.operation.removesuffix("-start").removesuffix("-done")
     if kind in COLLECTIVES or (instruction.attribute("calls") or "").startswith(_SCATTER):
         return False
@@ -294,21 +321,48 @@ def _growth(condition: Computation, body: Computation) -> int:
 
 def _collective(kind: str, operation: str, shape: str, line: str, times: int) -> Collective:
     parts = top_level(shape)
-    if operation in ("all-gather-start", "collective-permute-start") and len(parts) > 1:
+    if operation in _WITH_INPUT and len(parts) > 1:
         shape = parts[1]  # (what goes in, what comes out, bookkeeping)
+    group = _group(line)
     size = array_bytes(shape)
     if kind == "reduce-scatter":
-        size *= _group_size(line)
+        size *= max(len(group), 1)
     dtypes = sorted({array.dtype for array in arrays_of(shape)})
-    return Collective(kind, tuple(dtypes), size, times)
+    return Collective(kind, tuple(dtypes), size, times, group=group)
 
 
-def _group_size(line: str) -> int:
-    """Chips that exchange with each other."""
+def _group(line: str) -> tuple[int, ...]:
+    """Chips that exchange with each other, of one group; none where the line does not say."""
+    listed = _GROUPS.search(line)
+    if listed is not None:
+        return _numbers(listed[1])
+    counted = _COUNTED.search(line)
+    if counted is not None:
+        size, sides, order = counted.groups()
+        return tuple(_counted(sides, order).reshape(-1, int(size))[0].tolist())
     mesh = _MESH.search(line)
-    if mesh is not None:
-        lengths = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        return math.prod(int(part or lengths[name]) for name, part in _AXIS.findall(mesh[2]))
-    groups = _GROUPS.search(line)
-    listed, counted = groups.groups() if groups else (None, None)
-    return len(listed.split(",")) if listed else int(counted or 1)
+    if mesh is None:
+        return ()
+    lengths = {name: int(length) for name, length in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+    # Each axis in three: what is before the part that is meant, that part, and what is behind.
+    chosen = {
+        name: (int(before), int(part)) if part else (1, lengths[name])
+        for name, before, part in _AXIS.findall(mesh[4])
+    }
+    sides, along = [], []
+    for name, length in lengths.items():
+        before, part = chosen.get(name, (length, 1))
+        sides += [before, part, length // (before * part)]
+        along += [slice(1), slice(None), slice(1)]
+    chips = str(math.prod(sides)) if mesh[2] is None else mesh[2]
+    return tuple(_counted(chips, mesh[3]).reshape(sides)[tuple(along)].ravel().tolist())
+
+
+def _counted(sides: str, order: str | None) -> np.ndarray:
+    """All numbers from 0, in an array of such sides whose axes are then put in another order."""
+    numbers = np.arange(math.prod(_numbers(sides))).reshape(_numbers(sides))
+    return numbers if order is None else numbers.transpose(_numbers(order))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))

@@ -13,6 +13,16 @@ from convnext_jax.planning.hlo import Array, Computation, Instruction
 
 _SLICES = ("slice", "dynamic-slice", "gather")
 _CALLED = re.compile(r"\b(calls|to_apply)=%?([\w.\-]+)")
+# Convolutions of a library: the places of x, of the kernel and of y among the operands, None for
+# that which is the result.
+_LIBRARY = {
+    "__cudnn$convForward": (0, 1, None),
+    "__cudnn$convBiasActivationForward": (0, 1, None),
+    "__cudnn$convBackwardInput": (None, 1, 0),
+    "__cudnn$convBackwardFilter": (0, None, 1),
+}
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
 _WINDOW = re.compile(r"(\w+)=([\dx_\-]+)")
 # What differs between two instructions that are compiled into the same code.
 _INCIDENTAL = re.compile(
@@ -61,9 +71,18 @@ def matrix_flops(
     and one output channel in each group they are not matrix products.
     """
     if instruction.operation == "dot":
-        return _dot_flops(instruction, computation)
+        axes = instruction.attribute("lhs_contracting_dims")
+        return _dot_flops(instruction, computation, axes or "")
     if instruction.operation == "convolution":
-        return _convolution_flops(instruction, computation)
+        return _convolution_flops(instruction, computation, (0, 1, None))
+    if instruction.operation == "custom-call":
+        target = _TARGET.search(instruction.attributes)
+        if target is not None and target[1] in _LIBRARY:
+            return _convolution_flops(instruction, computation, _LIBRARY[target[1]])
+        axes = _CONTRACTED.search(instruction.attributes)
+        if target is None or axes is None or not target[1].startswith("__cublas$"):
+            return 0
+        return _dot_flops(instruction, computation, axes[1].replace('"', ""))
     body = _body(instruction, computations)
     if body is None:
         return 0
@@ -145,16 +164,21 @@ def _written(body: Computation, computations: Computations, whole: int) -> int:
     return whole if inner is None else _written(inner, computations, whole)
 
 
-def _dot_flops(instruction: Instruction, computation: Computation) -> int:
+def _dot_flops(instruction: Instruction, computation: Computation, contracted: str) -> int:
     left = computation.instructions[instruction.operands[0]].arrays[0]
-    contracted = instruction.attribute("lhs_contracting_dims") or ""
     summed = math.prod(left.sizes[int(axis)] for axis in contracted.split(",") if axis)
     return 2 * math.prod(instruction.arrays[0].sizes) * summed
 
 
-def _convolution_flops(instruction: Instruction, computation: Computation) -> int:
-    x, kernel = (computation.instructions[name].arrays[0] for name in instruction.operands[:2])
-    y = instruction.arrays[0]
+def _convolution_flops(
+    instruction: Instruction, computation: Computation, places: tuple[int | None, ...]
+) -> int:
+    x, kernel, y = (
+        (
+            instruction if place is None else computation.instructions[instruction.operands[place]]
+        ).arrays[0]
+        for place in places
+    )
     labels = re.split("_|->", instruction.attribute("dim_labels") or "")
     features, inputs = y.sizes[labels[2].index("f")], kernel.sizes[labels[1].index("i")]
     if _is_depthwise(instruction, features, inputs, x.sizes[labels[0].index("b")]):

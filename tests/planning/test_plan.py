@@ -14,7 +14,7 @@ from convnext_jax.planning import compiling, machines
 from convnext_jax.planning.compiling import Job, Variant
 from convnext_jax.planning.hlo import array_bytes
 from convnext_jax.planning.machines import GIB, parse_machine
-from convnext_jax.planning.programs import read_program
+from convnext_jax.planning.programs import Collective, read_program
 from convnext_jax.step_builder import build_step
 
 DIGITS = "configs/digits.py"
@@ -55,6 +55,7 @@ def test_machine(name, kind, size, hbm):
         ("v4:4x4", "3 sides of v4"),
         ("v5e:0x4", "2 sides of v5e"),
         ("gpu:H100", "gpu:8xH100"),
+        ("gpu:12xH100", "whole hosts of 8 GPUs"),
         ("gpu:8xH10", "one of A100, H100"),
     ],
 )
@@ -310,6 +311,41 @@ def test_a_reduce_scatter_begins_with_the_parts_of_its_group(groups, size):
     assert 100 * size in [c.bytes for c in program.collectives if c.kind == "reduce-scatter"]
 
 
+@pytest.mark.parametrize(
+    ("groups", "chips"),
+    [
+        ("{{0,2},{1,3}}", (0, 2)),
+        ("[2,4]<=[8]", (0, 1, 2, 3)),
+        ("[4,2]<=[2,4]T(1,0)", (0, 4)),
+        ("mesh['a'=2,'b'=4] {'a'}", (0, 4)),
+        ("mesh['a'=2,'b'=1,'c'=4], device_ids=([4,2]T(1,0)) {'c'}", (0, 2, 4, 6)),
+        # Of eight along b those that differ in the middle of three bits.
+        ("mesh['a'=2,'b'=8] {'b':(2)2}", (0, 2)),
+    ],
+)
+def test_who_exchanges(groups, chips):
+    line = f"%more = f32[25]{{0}} all-reduce(%x), replica_groups={groups}, to_apply=%sum"
+    program = read_program(PROGRAM.replace("ROOT %last", f"{line}\n  ROOT %last"))
+    assert chips in [c.group for c in program.collectives if c.kind == "all-reduce"]
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "near", "far"),
+    [
+        ("gpu:8xH100", range(8), 200, 0),
+        # A host of eight adds up, then each of them exchanges an eighth with the other host.
+        ("gpu:16xH100", range(16), 200, 200 / 8 / 2),
+        ("gpu:16xH100", (), 200, 200 / 8 / 2),
+        ("gpu:16xH100", range(8, 16), 200, 0),
+        ("gpu:32xH100", (0, 8, 16, 24), 0, 200 * 3 / 4),
+        ("v5e:4x4", range(16), 200, 0),
+    ],
+)
+def test_what_is_sent_near_and_far(name, group, near, far):
+    exchange = Collective("all-reduce", ("f32",), 50, 2, group=tuple(group))
+    assert compiling._sent(exchange, parse_machine(name)) == (near, far)
+
+
 def test_what_goes_to_other_slices():
     line = (
         "%send = (f32[6,8]{1,0:T(8,128)}, u32[], token[]) send(%x, %t), channel_id=2,"
@@ -410,7 +446,8 @@ def test_fsdp_step_gathers_and_reduces():
     assert 0 < totals["all-reduce"]["bytes"] - 4 * sum(sizes) <= 64 + 4 * len(sizes)
 
 
-def test_gpus_get_state_and_operations(capsys):
+def test_gpus_without_their_compiler_get_state_and_operations(capsys, monkeypatch):
+    monkeypatch.setattr(machines, "_is_installed", lambda name: False)
     with pytest.raises(SystemExit) as ended:
         command.main(["--config", DIGITS, "--topology", "gpu:8xH100", "--fsdp", "1", "--json"])
     assert ended.value.code == 2
@@ -418,7 +455,7 @@ def test_gpus_get_state_and_operations(capsys):
     rows = json.loads(printed.out)["variants"]
     assert [row["variant"] for row in rows] == ["replicated", "replicated, remat"]
     assert all(row["memory"]["parameters"] > 0 < row["flops"] for row in rows)
-    assert "compiles for GPUs only where there is one" in printed.err
+    assert "pip install '.[plan-gpu]'" in printed.err
     assert printed.err.count("\n") == 1
 
 

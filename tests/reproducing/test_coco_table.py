@@ -89,7 +89,11 @@ def test_a_miniature_of_coco_through_the_table(tmp_path):
     where = [f"--data_dir={tmp_path / 'second'}", "--batch_size=1"]
     run("reproduce", *table, *where, "--workdir", str(tmp_path / "tables"))
     rows = json.loads((tmp_path / "tables" / "coco.json").read_text())["rows"]
-    found = {row["name"].rpartition("/")[2]: row["value"] for row in rows if NAME in row["name"]}
+    found = {
+        row["name"].rpartition("/")[2]: row["value"]
+        for row in rows
+        if row["name"].startswith(f"{NAME}/")
+    }
     for metric, kind in (("box_ap", "bbox"), ("mask_ap", "segm")):
         theirs = by_pycocotools(str(truth), tmp_path / f"found.{kind}.json", kind)
         assert found[metric] == pytest.approx(100 * theirs, abs=1e-6)

@@ -1,0 +1,131 @@
+"""Plans for GPUs: kernels and what they do, and steps compiled without a GPU."""
+
+import jax
+import pytest
+
+from convnext_jax.config import from_dict
+from convnext_jax.config_files import load_config
+from convnext_jax.errors import InputError
+from convnext_jax.planning import compiling, machines
+from convnext_jax.planning.compiling import Job, Variant
+from convnext_jax.planning.estimate import lower_bound
+from convnext_jax.planning.machines import GPUS, parse_machine
+from convnext_jax.planning.programs import read_program
+
+PROGRAM = """\
+HloModule jit_step, is_scheduled=true
+
+%dots (p0: bf16[16,32], p1: bf16[32,8]) -> bf16[16,8] {
+  %p0 = bf16[16,32]{1,0} parameter(0)
+  %p1 = bf16[32,8]{1,0} parameter(1)
+  ROOT %dot = bf16[16,8]{1,0} dot(%p0, %p1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (x: bf16[2,8,8,4]) -> bf16[2,8,8,6] {
+  %x = bf16[2,8,8,4]{3,2,1,0} parameter(0)
+  %k = bf16[6,3,3,4]{3,2,1,0} parameter(1)
+  %a = bf16[16,32]{1,0} parameter(2)
+  %b = bf16[32,8]{1,0} parameter(3)
+  %same = bf16[2,8,32]{2,1,0} bitcast(%x)
+  %fw = (bf16[2,8,8,6]{3,2,1,0}, u8[0]{0}) custom-call(%x, %k), WINDOW"__cudnn$convForward"
+  %y = bf16[2,8,8,6]{3,2,1,0} get-tuple-element(%fw), index=0
+  %in = (bf16[2,8,8,4]{3,2,1,0}, u8[0]{0}) custom-call(%y, %k), WINDOW"__cudnn$convBackwardInput"
+  %bw = (bf16[6,3,3,4]{3,2,1,0}, u8[0]{0}) custom-call(%x, %y), WINDOW"__cudnn$convBackwardFilter"
+  %gemm = bf16[16,8]{1,0} custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", CONTRACTED
+  %triton = bf16[16,8]{1,0} fusion(%a, %b), kind=kCustom, calls=%dots
+  %sum = bf16[16,8]{1,0} all-reduce-start(%triton), replica_groups=[1,8]<=[8], to_apply=%add
+  %summed = bf16[16,8]{1,0} all-reduce-done(%sum)
+  ROOT %copy = bf16[2,8,8,6]{3,2,1,0} copy(%y)
+}
+""".replace(
+    "WINDOW",
+    "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target=",
+).replace(
+    "CONTRACTED",
+    'backend_config={"gemm_backend_config":{"dot_dimension_numbers":'
+    '{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}',
+)
+# Along each side, of eight places six see three and two see two.
+CONVOLUTION = 2 * 2 * 6 * 4 * (6 * 3 + 2 * 2) ** 2
+
+
+def test_kernels_and_what_they_do():
+    program = read_program(PROGRAM, kernels=True)
+    found = {each.name: (each.matrix_flops, each.memory_bytes) for each in program.executed}
+    x, k, y, a, b, c = (2 * n for n in (512, 216, 768, 512, 256, 128))  # bytes
+    assert found == {
+        "fw": (CONVOLUTION, x + k + y),
+        "in": (CONVOLUTION, y + k + x),
+        "bw": (CONVOLUTION, x + y + k),
+        "gemm": (2 * 16 * 32 * 8, a + b + c),
+        "triton": (2 * 16 * 32 * 8, a + b + c),
+        "copy": (0, 2 * y),
+    }
+    assert program.totals() == {"all-reduce": {"count": 1, "bytes": c}}
+
+
+def test_the_bound_is_by_bytes_and_products():
+    program = read_program(PROGRAM, kernels=True)
+    least = lower_bound(program, None, GPUS["H100"])
+    assert least is not None and (least.schedule, least.without_schedule) == (0, 0)
+    # So small that each kernel is bound by its bytes.
+    size = sum(each.memory_bytes for each in program.executed)
+    assert least.bound == least.memory == pytest.approx(size / 3350e9)
+    assert least.matrix == pytest.approx((3 * CONVOLUTION + 2 * 8192) / 989e12)
+
+
+def needs_compiler(name):
+    try:
+        return machines.describe_devices(parse_machine(name))
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+def small_job(name, fsdp):
+    values = {
+        "model": {"name": "convnext_atto", "depths": (1, 1, 1, 1), "dims": (64, 128, 128, 128)},
+        "data": {"global_batch": 32, "image_size": 32},
+        "optim": {"warmup_epochs": 0.0},
+        "num_epochs": 1.0,
+    }
+    machine = parse_machine(name)
+    devices = needs_compiler(name)
+    return Job(from_dict(values), Variant(fsdp, False), machine, devices, 10, 1000)
+
+
+@pytest.mark.slow  # three programs
+@pytest.mark.parametrize(
+    ("name", "fsdp"), [("gpu:8xH100", 1), ("gpu:8xA100", 8), ("gpu:16xB200", 8)]
+)
+def test_a_step_compiles_without_a_gpu(name, fsdp):
+    job = small_job(name, fsdp)
+    row = compiling.measure(job)
+    assert row["fits"] and row["compute_from"] == "bytes and products"
+    assert row["memory"]["total"] < 10**9 < row["room"] < 0.75 * job.machine.chip.hbm
+    assert 0 < row["small_instructions"] <= row["instructions"]
+    assert 0 < row["compute_seconds"] < row["step_seconds"]
+    sizes = 4 * sum(leaf.size for leaf in jax.tree.leaves(job.step().abstract_state.params))
+    summed = sum(total["bytes"] for kind, total in row["collectives"].items() if "reduce" in kind)
+    # The gradients, once, and a few numbers; what fsdp splits is gathered and scattered, and an
+    # eighth of it exchanged between two hosts.
+    assert sizes <= summed < 1.13 * sizes + 1024
+    assert ("all-gather" in row["collectives"]) == (fsdp > 1)
+    assert (row["network_bytes"] > 0) == (job.machine.size > 8)
+
+
+@pytest.mark.slow  # minutes of compilation
+def test_what_a_step_of_tiny_takes_on_an_h200():
+    """Counts that may fall: 56.1 GB, 1,633 kernels of which 991 move less than 1 MB, were seen."""
+    given = ["--config.data.global_batch=128", "--config.model.dtype=bfloat16"]
+    config = load_config("configs/imagenet1k.py:tiny", given)
+    machine, devices = parse_machine("gpu:1xH200"), needs_compiler("gpu:1xH200")
+    row = compiling.measure(
+        Job(config, Variant(1, False), machine, devices, 1000, 1_281_167, 50_000)
+    )
+    assert row["bytes_accessed"] < 57e9
+    assert row["instructions"] < 1700 and row["small_instructions"] < 1050
+    assert row["memory"]["temporary"] < 8e9
+    # A forward and two backward passes of 4.5 billion multiply-adds; the rest is depthwise.
+    assert row["matrix_seconds"] * machine.chip.peak == pytest.approx(
+        128 * 3 * 2 * 4.35e9, rel=0.02
+    )
