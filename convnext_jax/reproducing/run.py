@@ -260,7 +260,8 @@ def _chosen(tables: Sequence[Table], only: Sequence[str]) -> list[Row]:
                 f"`--only` (={name}) must name rows of {', '.join(t.name for t in tables)}"
                 f"{did_you_mean(name, names)}; `--list` lists them"
             )
-    return [row for row in rows if not only or any(_is_named(row, name) for name in only)]
+    chosen = [row for row in rows if not only or any(_is_named(row, name) for name in only)]
+    return list({row.name: row for row in chosen}.values())  # some are in two tables
 
 
 def _is_named(row: Row, name: str) -> bool:
