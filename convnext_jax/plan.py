@@ -34,7 +34,13 @@ from convnext_jax.data.prepared import base_name
 from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.models.registry import get_variant
 from convnext_jax.planning.compiling import Job, Variant, analyse, measure, search
-from convnext_jax.planning.machines import GIB, Machine, describe_devices, parse_machine
+from convnext_jax.planning.machines import (
+    GIB,
+    Machine,
+    describe_devices,
+    parse_machine,
+    share_of_memory,
+)
 from convnext_jax.planning.whole_run import feeding
 from convnext_jax.wings import steps_of, wing_of
 
@@ -158,6 +164,7 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
       InputError: the config, the machine and the dataset do not fit each other.
     """
     machine = parse_machine(arguments.topology)
+    share_of_memory(machine)  # before minutes of compiling, if it cannot be used
     if arguments.per_device_batch is not None:
         overrides = [*overrides, f"--config.data.per_device_batch={arguments.per_device_batch}"]
     if arguments.compilations < 1:
@@ -364,7 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parsed, overrides = parse_arguments(arguments)
         result = plan(parsed, overrides)
         print(json.dumps(result) if parsed.json else table(result))
-        if result["gpu"] and not any("compute_seconds" in row for row in result["variants"]):
+        if not any("fits" in row for row in result["variants"]):
             describe_devices(parse_machine(parsed.topology))  # says what is missing
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from convnext_jax.errors import InputError
 from convnext_jax.models.flops import count_macs
 from convnext_jax.planning import dumps
 from convnext_jax.planning.estimate import lower_bound
-from convnext_jax.planning.machines import Machine, mesh_of
+from convnext_jax.planning.machines import Machine, mesh_of, share_of_memory
 from convnext_jax.planning.programs import Collective, read_program
 from convnext_jax.planning.schedules import read_schedules
 from convnext_jax.planning.whole_run import whole_run
@@ -161,8 +160,10 @@ def measure(job: Job, scopes: Mapping[str, Sequence[int]] | None = None) -> dict
     row["compile_seconds"] = time.perf_counter() - began
     global_batch = job.config.data.global_batch
     found = read_compiled(compiled, job.machine, global_batch, schedules, scopes)
-    memory = row["memory"] | found.pop("memory")
-    row |= found | {"memory": memory}
+    row["memory"] |= found.pop("memory")
+    if found["room"] < 0:  # the compiler for GPUs does not refuse it
+        return row | {"fits": False, "room": found["room"]}
+    row |= found
     run = whole_run(job.config, step.steps, job.machine, row, job.num_held_out)
     return row | {"run": run, "hours": run["hours"]}
 
@@ -195,7 +196,7 @@ def read_compiled(
         than 1 MB;
       - `schedule_seconds`, `memory_seconds`, `matrix_seconds`: the sums of which the bound takes
         the longest of each instruction, and `without_schedule`, the number of instructions whose
-        schedule is unknown; all None where the bound is;
+        schedule is unknown; None where the bound is, and of schedules for GPUs;
       - `bound_in`: the parts of the bound in each scope, None where the bound is;
       - `unknown_loops`: those of which nothing says how often they run, counted once;
       - `exchange_seconds` within a slice, and, between slices, `network_bytes` and
@@ -247,10 +248,10 @@ def read_compiled(
         "compute_seconds": compute,
         "compute_from": "bytes and products" if machine.is_gpu else source,
         "compiler_seconds": estimated,
-        "schedule_seconds": least and least.schedule,
+        "schedule_seconds": None if machine.is_gpu else least and least.schedule,
         "memory_seconds": least and least.memory,
         "matrix_seconds": least and least.matrix,
-        "without_schedule": least and least.without_schedule,
+        "without_schedule": None if machine.is_gpu else least and least.without_schedule,
         "bound_in": least and dict(least.bound_in),
         "unknown_loops": program.unknown_loops,
         "exchange_seconds": exchange,
@@ -275,11 +276,6 @@ def _sent(found: Collective, machine: Machine) -> tuple[float, float]:
     each = len(group) // hosts
     # Those of a host add up first; each then exchanges its part with the other hosts.
     return (sent if each > 1 else 0.0), sent / each * (hosts - 1) / hosts
-
-
-def share_of_memory(machine: Machine) -> float:
-    """Of a chip's memory, what JAX lets a program have: of a GPU's three quarters by default."""
-    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) if machine.is_gpu else 1.0
 
 
 def search(

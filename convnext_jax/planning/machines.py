@@ -95,6 +95,7 @@ GPUS = {
     "B200": Chip(_GPUS, 180 * 10**9, 8000e9, 2250e12, link=900e9, network=50e9),
 }
 
+_SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _COMPILER_SETTINGS = {
     # Else it asks Google Cloud's metadata server which machine it runs on, and waits.
     "TPU_SKIP_MDS_QUERY": "1",
@@ -236,6 +237,24 @@ def _described(machine: Machine, **options: Any) -> list[Any]:
         raise InputError(
             f"`--topology` (={machine.name}) must be a machine that the compiler knows: {said}"
         ) from error
+
+
+def share_of_memory(machine: Machine) -> float:
+    """Of a chip's memory, what JAX lets a program have: of a GPU's three quarters by default.
+
+    Raises:
+      InputError: XLA_PYTHON_CLIENT_MEM_FRACTION, which says otherwise, is no such share.
+    """
+    if not machine.is_gpu:
+        return 1.0
+    given = os.environ.get(_SHARE, "0.75")
+    try:
+        share = float(given)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise InputError(f"`{_SHARE}` (={given}) must be a number above 0 and at most 1")
+    return share
 
 
 def mesh_of(machine: Machine, devices: list[Any] | None, fsdp: int) -> Mesh | AbstractMesh:

@@ -1,5 +1,7 @@
 """Plans for GPUs: kernels and what they do, and steps compiled without a GPU."""
 
+import types
+
 import jax
 import pytest
 
@@ -72,6 +74,41 @@ def test_the_bound_is_by_bytes_and_products():
     size = sum(each.memory_bytes for each in program.executed)
     assert least.bound == least.memory == pytest.approx(size / 3350e9)
     assert least.matrix == pytest.approx((3 * CONVOLUTION + 2 * 8192) / 989e12)
+
+
+@pytest.mark.parametrize("given", ["", "x", "0", "1.5", "nan"])
+def test_a_share_of_memory_that_is_none(given, monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", given)
+    with pytest.raises(InputError, match=rf"MEM_FRACTION` \(={given}\) must be a number above 0"):
+        machines.share_of_memory(parse_machine("gpu:1xA100"))
+    assert machines.share_of_memory(parse_machine("v5e:2x2")) == 1
+
+
+def test_what_needs_more_than_a_gpu_has_does_not_fit(monkeypatch):
+    """XLA compiles it all the same."""
+    found = {"room": -1, "memory": {"total": 10**12}, "fits": True, "compute_seconds": 1.0}
+    monkeypatch.setattr(compiling, "read_compiled", lambda *_: found)
+
+    class Step:
+        def trace(self, *_):
+            return self
+
+        def lower(self, lowering_platforms):
+            assert lowering_platforms == ("cuda",)
+            return self
+
+        def compile(self):
+            return self
+
+    step = types.SimpleNamespace(function=Step(), abstract_state=None, steps=None)
+    monkeypatch.setattr(Job, "step", lambda self: step)
+    monkeypatch.setattr(compiling, "analyse", lambda *_: {"memory": {"parameters": 4}})
+    monkeypatch.setattr(compiling, "abstract_batch", lambda *_: None)
+    job = Job(from_dict({}), Variant(1, False), parse_machine("gpu:1xA100"), [], 10, 1000)
+    row = compiling.measure(job)
+    assert row["fits"] is False and row["room"] == -1
+    assert row["memory"] == {"parameters": 4, "total": 10**12}
+    assert "compute_seconds" not in row and "hours" not in row
 
 
 def needs_compiler(name):
