@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from convnext_jax import create_model, list_models
+from convnext_jax.errors import exit_in_one_sentence, require_one_of
 from convnext_jax.models.flops import count_macs
 from convnext_jax.models.registry import get_variant
 
@@ -161,7 +162,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measure", default="", help="digits, tests or both; takes minutes")
     measures = {"models": model_table, "digits": measure_digits, "tests": measure_tests}
-    for name in ["models", *filter(None, parser.parse_args().measure.split(","))]:
+    chosen = ["models", *filter(None, parser.parse_args().measure.split(","))]
+    with exit_in_one_sentence():
+        for name in chosen:
+            require_one_of("--measure", name, measures)
+    for name in chosen:
         result = measures[name]()
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     readme = ROOT / "README.md"
