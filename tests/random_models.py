@@ -6,13 +6,15 @@ import jax
 import numpy as np
 from flax import nnx
 
-from convnext_jax.models.registry import create_model
+from convnext_jax.models.registry import get_variant
+from convnext_jax.models.spec import ModelSpec
 from convnext_jax.tree import flatten_with_names, map_with_names
 
 
 def functional(name: str, **overrides):
     """Returns (apply, shapes): `apply(params, images, key=None)`, and `params` without values."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: create_model(name, **overrides)))
+    num_classes = overrides.pop("num_classes", get_variant(name).num_classes)
+    graphdef, state = nnx.split(ModelSpec(name, num_classes, overrides).abstract())
 
     def apply(params, images, key=None, method="__call__"):
         return getattr(nnx.merge(graphdef, nnx.State(params)), method)(images, key)

@@ -5,15 +5,13 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flax import nnx
-
 from convnext_jax import tree
 from convnext_jax.convert import heads
 from convnext_jax.convert.formats import DIALECTS, FORMATS, Dialect
 from convnext_jax.convert.keys import our_names
 from convnext_jax.errors import InputError
-from convnext_jax.models.registry import backbone_name, create_model, get_variant
-from convnext_jax.models.spec import batch_stats_of, params_of
+from convnext_jax.models.registry import backbone_name, get_variant
+from convnext_jax.models.spec import ModelSpec
 from convnext_jax.models.variants import CLASSIFIERS, ROADMAP, VARIANTS, Variant
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -177,16 +175,8 @@ def array_shapes(name: str, num_classes: int, overrides: Mapping[str, Any]) -> d
 def _model_shapes(
     name: str, num_classes: int, overrides: Mapping[str, Any]
 ) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    hashable = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
-    return _traced_shapes(name, num_classes, tuple(sorted(hashable.items())))
-
-
-@functools.lru_cache(maxsize=64)  # Tracing a large model takes a second, and one load asks thrice.
-def _traced_shapes(
-    name: str, num_classes: int, overrides: tuple[Any, ...]
-) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    model = nnx.eval_shape(lambda: create_model(name, num_classes, **dict(overrides)))
-    return params_of(model), batch_stats_of(model)
+    spec = ModelSpec(name, num_classes, overrides)
+    return spec.abstract_params(), spec.abstract_batch_stats()
 
 
 def flat_shapes(shapes: Any) -> dict[str, tuple[int, ...]]:

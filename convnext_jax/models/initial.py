@@ -195,6 +195,15 @@ def draw(model: nnx.Module) -> None:
         variable.set_value(array)
 
 
+def to_shapes(model: nnx.Module) -> None:
+    """Puts a `jax.ShapeDtypeStruct` in the place of each array or `Drawing` of a model."""
+    for _, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.Variable):
+            value = node.get_value()
+            dtype = getattr(value, "dtype", jnp.float32)
+            node.set_value(jax.ShapeDtypeStruct(value.shape, dtype))
+
+
 def placed(
     drawings: Sequence[Drawing], places: Sequence[Callable[[np.ndarray], Array]]
 ) -> list[Array]:

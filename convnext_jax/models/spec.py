@@ -25,11 +25,14 @@ def batch_stats_of(model: nnx.Module) -> Any:
     return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
-# A start needs it several times, and for ConvNeXt-XL it takes a second; nobody writes to it.
+# A start needs it several times; nobody writes to it.
 @functools.lru_cache(maxsize=8)
 def _abstract(name: str, num_classes: int, overrides: tuple[tuple[str, Any], ...]) -> nnx.Module:
-    """A model whose arrays are shapes."""
-    return nnx.eval_shape(lambda: create_model(name, num_classes, **dict(overrides)))
+    """A model whose arrays are shapes. Nothing is traced, which would take longer than building."""
+    with initial.postponed():
+        model = create_model(name, num_classes, **dict(overrides))
+    initial.to_shapes(model)
+    return model
 
 
 @dataclasses.dataclass(frozen=True)

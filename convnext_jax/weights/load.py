@@ -125,7 +125,7 @@ def _build(
     spec: ModelSpec, weights: Weights, head: bool, rngs: nnx.Rngs | None, mesh: Mesh | None
 ) -> Model:
     """Builds the model that `spec` describes with all weights that are for it."""
-    graph, state = nnx.split(nnx.eval_shape(spec.create))
+    graph, state = nnx.split(spec.abstract())
     shapes, saved = nnx.to_pure_dict(state), weights.description.spec
     places = tree.flatten_with_names(shardings(shapes, mesh))
     arrays = tree.flatten_with_names(weights.read(mesh))
@@ -151,8 +151,7 @@ def _build(
     difference = tree.first_difference(arrays, tree.flatten_with_names(shapes))
     if difference is not None:
         raise InputError(f"the weights in {weights.source} do not fit {spec.name}: {difference}")
-    nnx.replace_by_pure_dict(state, tree.map_with_names(lambda name, _: arrays[name], shapes))
-    return nnx.merge(graph, state)
+    return nnx.merge(graph, tree.map_with_names(lambda name, _: arrays[name], shapes))
 
 
 def _is_head(name: str) -> bool:

@@ -34,7 +34,7 @@ def crops(count: int) -> list[Image.Image]:
 
 def model_with(spec: ModelSpec, params):
     """The model that a spec describes, with given parameters."""
-    graph, state = nnx.split(nnx.eval_shape(spec.create))
+    graph, state = nnx.split(spec.abstract())
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
 

@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from convnext_jax import create_model, tree
@@ -41,3 +42,21 @@ def test_descriptions_survive_json():
         assert (again.spec, again.class_names) == (spec, ("cat", "dog"))
         for field in ("input_size", "crop_fraction", "crop_mode", "interpolation", "mean", "std"):
             assert getattr(again.preprocessing, field) == getattr(preprocessing, field)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("convnext_atto", "convnextv2_atto", "convnext_isotropic_small", "convnext_atto_rms"),
+        *("roadmap_resnet50_original", "upernet_convnext_atto", "cascade_mask_rcnn_convnext_atto"),
+    ],
+)
+def test_shapes_are_those_of_a_model_that_is_traced(name):
+    traced = nnx.split(nnx.eval_shape(lambda: create_model(name, 7)))
+    found = nnx.split(ModelSpec(name, 7).abstract())
+    assert found[0] == traced[0]
+    shapes = [
+        {n: (x.shape, x.dtype) for n, x in tree.flatten_with_names(nnx.to_pure_dict(state)).items()}
+        for _, state in (traced, found)
+    ]
+    assert shapes[0] == shapes[1]
