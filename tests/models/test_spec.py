@@ -47,7 +47,7 @@ def test_descriptions_survive_json():
 @pytest.mark.parametrize(
     "name",
     [
-        *("convnext_atto", "convnextv2_atto", "convnext_isotropic_small", "convnext_atto_rms"),
+        *("convnext_atto", "convnextv2_atto", "convnext_isotropic_small", "convnext_zepto_rms_ols"),
         *("roadmap_resnet50_original", "upernet_convnext_atto", "cascade_mask_rcnn_convnext_atto"),
     ],
 )
