@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-roadmap results-creating results-segmentation-plans results-detection results-detection-plans results-tpu-step results-scaling docs bench bench-check chaos rehearsal clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-roadmap results-creating results-segmentation-plans results-detection results-scenes results-detection-plans results-tpu-step results-scaling docs bench bench-check chaos rehearsal clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -57,6 +57,11 @@ results-segmentation: .venv/.test
 # wants a quiet machine, 16 GB of memory, and a torchvision built for the same PyTorch.
 results-detection: .venv/.test
 	$(BIN)/python -m benchmarks.detection
+
+# Trains on scenes of digits, from random weights and from a classifier, and writes it into
+# docs/detection.md; half an hour on a quiet machine.
+results-scenes: .venv/.test
+	$(BIN)/python -m benchmarks.scenes
 
 # Plans the training of Cascade Mask R-CNN on small TPU slices, and writes it into docs/detection.md;
 # a quarter of an hour for each.
