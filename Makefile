@@ -45,8 +45,10 @@ results-bfloat16: .venv/.test
 	$(BIN)/python -m benchmarks.bfloat16
 
 # Measures the input pipeline beside timm's, and writes it into docs/performance.md.
+# What rows of segmentation and detection cost goes into a file of results alone.
 results-input: .venv/.test
 	$(BIN)/python -m benchmarks.input
+	$(BIN)/python -m benchmarks.input_tasks
 
 # Measures UPerNet beside Hugging Face's, and writes it into docs/performance.md; wants a quiet
 # machine.

@@ -219,7 +219,11 @@ def data_table(plans: dict[str, Any]) -> str:
             continue
         prepared = PREPARED[config_of(run).data.name]
         fed: dict[str, Any] = feeding(
-            parse_machine(topology), plan["images_per_second"], *prepared, EXAMPLES[run]
+            parse_machine(topology),
+            "classification",
+            plan["images_per_second"],
+            *prepared,
+            EXAMPLES[run],
         )
         lines.append(
             f"| {run} | {topology} | {fed['needed']:,.0f} | {fed['decoded']:,.0f} |"

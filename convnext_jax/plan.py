@@ -212,7 +212,13 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
         row["largest_per_device_batch"], left = search(job, row, left, _progress)
         prepared = PREPARED.get(base_name(config.data.name))
         if row["fits"] and prepared is not None:
-            row["data"] = feeding(machine, row["images_per_second"], *prepared, examples)
+            row["data"] = feeding(
+                machine,
+                get_variant(config.model.name).task,
+                row["images_per_second"],
+                *prepared,
+                examples,
+            )
     return result | {"variants": rows}
 
 
@@ -285,6 +291,7 @@ def table(result: dict[str, Any]) -> str:
         add(f"between {apart}, a chip", lambda r: f"{r['network_bytes'] / 1e6:.2f} MB")
         add(f"between {apart}, at best", lambda r: f"{r['network_seconds'] * 1e3:.2f} ms")
     add("images/s", lambda r: f"{r['images_per_second']:,.0f}")
+    add("processors read", lambda r: f"{r['run']['input']:,.0f}")
     for name in ("start", "steps", "evaluations", "saves"):
         add(f"{name}, in all", lambda r, name=name: _duration(r["run"][name]))
     add("the whole run", lambda r: f"{r['hours']:.1f} h")

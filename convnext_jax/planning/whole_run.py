@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from convnext_jax.config import Config, Steps
+from convnext_jax.models.registry import get_variant
 from convnext_jax.planning.machines import Machine
 
 # Assumed: from the command to the first step. Of it, compiling both programs 150 s: the plan of
@@ -18,10 +19,15 @@ FORWARD_SHARE = 1 / 3
 # What an evaluation costs beside its computing: pausing and starting the input, and the last
 # numbers' way home. The bound that the run's own tests hold for the digits on CPU.
 EVALUATION_PAUSE = 1.0
-# Measured of one core by benchmarks/input.py on images of mixed sizes (502 and 539 images/s), of
-# which two hyperthreads, as hosts count them, are taken to make one.
-TRAINING_IMAGES_PER_CPU = 250.0
-EVALUATION_IMAGES_PER_CPU = 270.0
+# Of each task, images/s that a hyperthread, as hosts count them, reads for training and for
+# evaluation: half of what was measured of one core, by benchmarks/input.py on images of mixed sizes
+# (502 and 539 images/s), and by benchmarks/input_tasks.py on those of ADE20K's size (64 and 74) and
+# of COCO's (46; 39 with what is done with the detections of an image).
+IMAGES_PER_CPU = {
+    "classification": (250.0, 270.0),
+    "segmentation": (32.0, 37.0),
+    "detection": (23.0, 19.0),
+}
 # Assumed: a chip's memory to its host's, which a save waits for; and from there to a bucket, which
 # goes on beside training.
 COPY_BYTES_PER_SECOND = 8e9
@@ -58,14 +64,18 @@ def whole_run(
     Returns:
       `start`, `steps`, `evaluations` and `saves`, seconds in all; `evaluation` and `save` of one,
       the latter what training waits for, and `write`, what goes on beside it; counts
-      `num_evaluations` and `num_saves`; `hours` of everything.
+      `num_evaluations` and `num_saves`; `input`, images/s that all processors read for training;
+      `hours` of everything.
     """
     host = machine.chip.host
     hosts = math.ceil(machine.size / host.chips)
     evaluations = math.ceil(steps.total / steps.evaluate_every)
     sets = 2 if config.optim.ema_decay > 0 else 1
     compute = plan["compute_seconds"] / config.data.global_batch * FORWARD_SHARE * held_out * sets
-    decode = held_out / hosts / (host.cpus * EVALUATION_IMAGES_PER_CPU)
+    for_training, for_evaluation = (
+        rate * host.cpus * hosts for rate in IMAGES_PER_CPU[get_variant(config.model.name).task]
+    )
+    decode = held_out / for_evaluation
     evaluation = max(compute, decode) + EVALUATION_PAUSE
     every = config.checkpoint.every_steps
     saves = evaluations + (steps.total // every if every else 0)
@@ -87,12 +97,13 @@ def whole_run(
         "write": write,
         "num_evaluations": evaluations,
         "num_saves": saves,
+        "input": for_training,
         "hours": sum(parts.values()) / 3600,
     }
 
 
 def feeding(
-    machine: Machine, images_per_second: float, size: int, shards: int, examples: int
+    machine: Machine, task: str, images_per_second: float, size: int, shards: int, examples: int
 ) -> dict[str, float | str]:
     """How fast a run must get its images, how fast places give them, and which is best.
 
@@ -101,6 +112,7 @@ def feeding(
 
     Args:
       machine: a TPU machine.
+      task: of the model.
       images_per_second: of the run, over all hosts.
       size: bytes of the prepared dataset.
       shards: its files.
@@ -127,7 +139,7 @@ def feeding(
         best = "memory" if size < MEMORY_FOR_DATA * host.memory else "disk"
     return {
         "needed": needed,
-        "decoded": host.cpus * TRAINING_IMAGES_PER_CPU,
+        "decoded": host.cpus * IMAGES_PER_CPU[task][0],
         "bucket": bucket,
         "opening_seconds": opening,
         "copy_seconds": copying,

@@ -55,6 +55,24 @@ def test_slow_decoding_takes_longer_than_computing():
     assert found["evaluation"] == pytest.approx(50_000 / (180 * 270) + EVALUATION_PAUSE)
 
 
+@pytest.mark.parametrize(
+    ("model", "training", "evaluating"),
+    [
+        ("convnext_tiny", 250, 270),
+        ("upernet_convnext_tiny", 32, 37),
+        ("cascade_mask_rcnn_convnext_tiny", 23, 19),
+    ],
+)
+def test_rows_of_each_task_have_their_price(model, training, evaluating):
+    one_host = dataclasses.replace(V6E, size=4)
+    values = {"num_epochs": 1.0, "model": {"name": model}}
+    config = from_dict(values | {"optim": {"warmup_epochs": 0.0, "ema_decay": 0.0}})
+    steps = config.steps(1_281_167)
+    found = whole_run(config, steps, one_host, PLAN | {"compute_seconds": 0.0}, 5_000)
+    assert found["input"] == 180 * training
+    assert found["evaluation"] == pytest.approx(5_000 / (180 * evaluating) + EVALUATION_PAUSE)
+
+
 def test_a_save_that_is_not_written_before_the_next_is_waited_for():
     large = run(PLAN | {"checkpoint_bytes": 5 * 10**9})
     between = 312 * 0.0125  # seconds of an epoch's steps
@@ -70,7 +88,7 @@ IMAGENET22K = (1310 * 10**9, 2048)
 
 
 def test_where_data_is_best():
-    found = feeding(V6E, 325_000, *IMAGENET, 1_281_167)
+    found = feeding(V6E, "classification", 325_000, *IMAGENET, 1_281_167)
     assert found["needed"] == pytest.approx(325_000 / 64)
     assert found["decoded"] == 180 * 250
     # 64 hosts share 25 GB/s, of images of 112 kB: 36 GB/s would be needed.
@@ -83,7 +101,10 @@ def test_where_data_is_best():
 
 
 def test_a_few_hosts_have_what_a_host_can_copy():
-    found = feeding(parse_machine("v5e:4x4"), 17_000, *IMAGENET, 1_281_167)  # 4 hosts
+    # Four of them.
+    found = feeding(
+        parse_machine("v5e:4x4"), "classification", 17_000, *IMAGENET, 1_281_167
+    )  # 4 hosts
     assert found["copy_seconds"] == pytest.approx(144)
     # One round trip of 40 ms for each of 224 reads under way; bandwidth would give 8,900.
     assert found["bucket"] == pytest.approx(5600)
@@ -92,6 +113,6 @@ def test_a_few_hosts_have_what_a_host_can_copy():
 
 
 def test_what_no_memory_holds():
-    bucket = feeding(V6E, 77_000, *IMAGENET22K, 14_147_122)
+    bucket = feeding(V6E, "classification", 77_000, *IMAGENET22K, 14_147_122)
     assert bucket["bucket"] > bucket["needed"] and bucket["best"] == "bucket"
-    assert feeding(V6E, 325_000, *IMAGENET22K, 14_147_122)["best"] == "disk"
+    assert feeding(V6E, "classification", 325_000, *IMAGENET22K, 14_147_122)["best"] == "disk"
