@@ -237,7 +237,8 @@ def _beside(function: Callable[..., Batch], *arguments: Any) -> Batch:
         return function(*arguments)
 
     def work() -> Batch:
-        os.setpriority(os.PRIO_PROCESS, 0, 10)  # on Linux that of this thread, and for good
+        # On Linux that of this thread, and for good; who is nicer already may not take it back.
+        os.setpriority(os.PRIO_PROCESS, 0, max(10, os.getpriority(os.PRIO_PROCESS, 0)))
         return function(*arguments)
 
     with futures.ThreadPoolExecutor(1) as thread:

@@ -1,6 +1,9 @@
 import itertools
 import multiprocessing
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 
@@ -260,3 +263,14 @@ def test_a_number_out_of_range_is_an_error(changed, message):
     numbers = {"global_batch": 4, "seed": 0, "start_step": 0, "num_steps": 2, **changed}
     with pytest.raises(InputError, match=message):
         train_batches(Numbered(10), Noise(), **numbers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_reading_ahead_is_lowered_for_who_may_not_raise_it():
+    """As under `nice` or a batch system, for another user than root: none in its own namespace."""
+    wanted = max(15, os.getpriority(os.PRIO_PROCESS, 0))
+    program = "import os; from convnext_jax.data.pieces import _beside;"
+    program += f"os.setpriority(os.PRIO_PROCESS, 0, {wanted}); print(_beside(os.getpriority, 0, 0))"
+    command = ["unshare", "--map-root-user", sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == (f"{wanted}\n", 0), done.stderr
