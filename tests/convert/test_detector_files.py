@@ -126,12 +126,8 @@ def test_safetensors(kind, sources, model, expected, tmp_path, capsys):
 CANVAS = (64, 96)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    # Of both the arrays above are those with which tests/detection compares all of them.
-    [pytest.param("mask_rcnn", marks=pytest.mark.slow), "cascade_mask_rcnn"],
-)
-def test_detections_are_those_of_pytorch(kind, tmp_path):
+def with_settings(kind, file):
+    """A detector of fewer boxes, and what is found in its checkpoint."""
     settings = {"before": 30, "after": 40, "detections": 20, "score_threshold": 0.1}
     theirs = originals.build(kind, depths=(1, 1, 1, 1), dims=(12, 16, 20, 24), **settings)
     # What weights do not show is in the config.
@@ -139,16 +135,24 @@ def test_detections_are_those_of_pytorch(kind, tmp_path):
     tests = config[2].replace("nms_pre=1000", "nms_pre=30").replace("img=1000", "img=40")
     tests = tests.replace("score_thr=0.05", "score_thr=0.1").replace("img=100,", "img=20,")
     content = originals.checkpoint(theirs.state_dict(), kind, config="".join((*config[:2], tests)))
-    torch.save(content, tmp_path / "x.pth")
+    torch.save(content, file)
     weights = find(
-        tmp_path / "x.pth",
-        model=MODEL[kind],
-        overrides={"depths": (1, 1, 1, 1), "dims": (12, 16, 20, 24)},
+        file, model=MODEL[kind], overrides={"depths": (1, 1, 1, 1), "dims": (12, 16, 20, 24)}
     )
-    spec = weights.description.spec
-    taken = {"rpn_before_test": 30, "rpn_after_test": 40, "detections": 20, "score_threshold": 0.1}
-    assert taken.items() <= spec.overrides.items()
+    return theirs, weights
 
+
+def test_what_weights_do_not_show_is_read_from_the_config(kind, tmp_path):
+    _, weights = with_settings(kind, tmp_path / "x.pth")
+    taken = {"rpn_before_test": 30, "rpn_after_test": 40, "detections": 20, "score_threshold": 0.1}
+    assert taken.items() <= weights.description.spec.overrides.items()
+
+
+# The arrays above are those with which tests/detection/test_detectors.py compares all of both.
+@pytest.mark.slow
+def test_detections_are_those_of_pytorch(kind, tmp_path):
+    theirs, weights = with_settings(kind, tmp_path / "x.pth")
+    spec = weights.description.spec
     images = np.random.default_rng(0).standard_normal((1, *CANVAS, 3), dtype=np.float32)
     theirs = theirs.double().eval()
     pixels = torch.tensor(images).permute(0, 3, 1, 2).double()

@@ -13,10 +13,13 @@ from torch_weights import randomise, renamed
 
 from convnext_jax.tree import flatten_with_names
 
+# Of every kind of layer, with and without one of its kind before it.
+SMALL = {"depths": (2, 1, 2, 1), "dims": (16, 32, 48, 64)}
+
 
 @functools.cache  # Two oracles for one model share the compilation.
-def our_loss_and_gradients(name):
-    apply, shapes = functional(name)
+def our_loss_and_gradients(name, small):
+    apply, shapes = functional(name, **(SMALL if small else {}))
 
     def loss(params, images, weights):
         logits = apply(params, images)
@@ -25,20 +28,38 @@ def our_loss_and_gradients(name):
     return jax.jit(jax.grad(loss, has_aux=True)), shapes
 
 
+def of_timm(name, small):
+    return timm.create_model(name, **(SMALL if small else {}))
+
+
+def of_torchvision(name, small):
+    if not small:
+        return torchvision.models.get_model(name)
+    depths, dims = SMALL["depths"], SMALL["dims"]
+    stage = torchvision.models.convnext.CNBlockConfig
+    stages = [stage(*each) for each in zip(dims, (*dims[1:], None), depths, strict=True)]
+    # As `convnext_tiny` of torchvision has it, but for stochastic depth.
+    return torchvision.models.ConvNeXt(stages)
+
+
+ORACLES = {"timm": of_timm, "torchvision": of_torchvision}
+
+
 @pytest.mark.parametrize(
-    ("name", "kind", "size"),
+    ("name", "kind", "size", "small"),
     [
-        ("convnext_tiny", "timm", (64, 96)),
-        ("convnext_tiny", "torchvision", (64, 96)),
+        pytest.param("convnext_tiny", "timm", (64, 96), False, marks=pytest.mark.slow),
+        pytest.param("convnext_tiny", "torchvision", (64, 96), False, marks=pytest.mark.slow),
         # Sides that fill the patches of no layer, where what is left over is cut off.
-        ("convnext_atto", "timm", (75, 101)),
+        ("convnext_tiny", "timm", (75, 101), True),
+        ("convnext_tiny", "torchvision", (75, 101), True),
     ],
 )
-def test_logits_and_gradients(name, kind, size):
-    oracle = timm.create_model(name) if kind == "timm" else torchvision.models.get_model(name)
+def test_logits_and_gradients(name, kind, size, small):
+    oracle = ORACLES[kind](name, small)
     oracle.eval()  # No stochastic depth.
     randomise(oracle, seed=1)
-    gradients_of, shapes = our_loss_and_gradients(name)
+    gradients_of, shapes = our_loss_and_gradients(name, small)
     params = with_values(shapes, renamed(oracle.state_dict(), kind))
     images = random_images(2, *size, 3)
     weights = random_images(2, 1000, seed=1)
