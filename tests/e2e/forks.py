@@ -56,7 +56,8 @@ class Forks:
         with tempfile.TemporaryDirectory() as folder:
             files = [str(Path(folder) / name) for name in ("out", "err")]
             late = {name: value for name, value in env.items() if name in READ_LATER}
-            request = json.dumps({"argv": [str(part) for part in command[2:]], "env": late, "files": files})
+            argv = [str(part) for part in command[2:]]
+            request = json.dumps({"argv": argv, "env": late, "files": files})
             assert self._process.stdin is not None
             self._process.stdin.write(request.encode() + b"\n")
             self._process.stdin.flush()
