@@ -81,6 +81,8 @@ def table(results: dict[str, Any]) -> str:
             minutes = f"{found['seconds'] / 60:.0f} minutes" if last else ""
             cells = " | ".join(f"{evaluation[key]:.1%}" for key in METRICS)
             rows.append(f"| {name} | {evaluation['epoch']:g} | {cells} | {minutes} |")
+    if PICTURE.exists():
+        rows += ["", "![Scenes: what is there beside what was found](images/scenes.png)"]
     return "\n".join(rows)
 
 
