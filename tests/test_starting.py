@@ -21,6 +21,8 @@ from convnext_jax.models.variants import CLIP_MEAN, CLIP_STD, Preprocessing
 from convnext_jax.weights.find import find
 from convnext_jax.weights.load import load
 
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
+
 SPEC = ModelSpec(
     "convnext_atto", 3, {"depths": (1, 1, 1, 1), "dims": (4, 8, 12, 16), "kernel_size": 3}
 )

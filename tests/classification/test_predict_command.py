@@ -13,6 +13,8 @@ from e2e import commands
 from convnext_jax import predict
 from convnext_jax.classification.predictor import Predictor
 
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):

@@ -67,8 +67,8 @@ def command_of(name, *arguments):
 _FORKS: list[Forks] = []
 
 
-def run(command, env, timeout=300):
-    """Runs a command from the repository's root and returns it, whatever its status."""
+def start(command, env):
+    """Starts a command from the repository's root, as `subprocess.Popen` with captured text."""
     if list(command[:2]) == [sys.executable, "-m"]:
         forks = next((forks for forks in _FORKS if forks.can_run(command, env)), None)
         if forks is None and len(_FORKS) < 2:  # each has half a gigabyte
@@ -76,10 +76,21 @@ def run(command, env, timeout=300):
             atexit.register(forks.close)
             _FORKS.append(forks)
         if forks is not None:
-            return forks.run(command, env, timeout)
-    return subprocess.run(
-        command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout
-    )
+            return forks.start(command, env)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(command, env, timeout=300):
+    """Runs a command from the repository's root and returns it, whatever its status."""
+    process = start(command, env)
+    try:
+        printed, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, printed, errors)
 
 
 def train(workdir, env, *overrides, **kwargs):
@@ -126,19 +137,15 @@ def start_together(command, env, count, devices=1):
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     return [
-        subprocess.Popen(
+        start(
             command,
-            env=env
+            env
             | {
                 "XLA_FLAGS": xla_flags(devices),
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(index),
             },
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
         )
         for index in range(count)
     ]
@@ -169,7 +176,7 @@ def wait_for(processes, condition, timeout=300):
     while not condition():
         if time.monotonic() > deadline or any(p.poll() is not None for p in processes):
             raise AssertionError(end_of(processes, timeout=20))
-        time.sleep(0.0005)
+        time.sleep(0.002)
 
 
 def write_digit_folders(root, count):

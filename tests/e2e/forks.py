@@ -22,7 +22,50 @@ from pathlib import Path
 from typing import Any
 
 # What is read after importing, so may differ from process to process.
-READ_LATER = {"XLA_FLAGS", "PYTEST_CURRENT_TEST"}
+READ_LATER = {
+    *("XLA_FLAGS", "PYTEST_CURRENT_TEST"),
+    *("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+}
+# Seconds between looks at whether a fork has ended.
+_LOOK = 0.005
+
+
+class Fork:
+    """A command that runs; as `subprocess.Popen` with captured text."""
+
+    def __init__(self, command: Sequence[str], folder: tempfile.TemporaryDirectory[str], pid: int):
+        """Of `Forks.start`; `folder` has what it prints, and its status once it has ended."""
+        self.args, self.pid, self.returncode = command, pid, None
+        self._folder = folder
+
+    def poll(self) -> int | None:
+        """Its status, negative if a signal ended it; None as long as it runs."""
+        if self.returncode is None and (text := self._text("status")):
+            self.returncode = os.waitstatus_to_exitcode(int(text))
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """What it wrote to stdout and stderr, once it has ended."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout, self._text(1), self._text(2))
+            time.sleep(_LOOK)
+        return self._text(1), self._text(2)
+
+    def _text(self, name: object) -> Any:
+        with contextlib.suppress(FileNotFoundError):
+            return (Path(self._folder.name) / str(name)).read_text()
+        return ""
 
 
 class Forks:
@@ -38,7 +81,6 @@ class Forks:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self._answers = b""
 
     @staticmethod
     def _read_early(env: Mapping[str, str]) -> dict[str, str]:
@@ -49,68 +91,55 @@ class Forks:
         module = list(command[:2]) == [sys.executable, "-m"]
         return module and self._read_early(env) == self._env
 
-    def run(
-        self, command: Sequence[str], env: Mapping[str, str], timeout: float
-    ) -> subprocess.CompletedProcess[str]:
-        """As `subprocess.run` with captured text."""
-        with tempfile.TemporaryDirectory() as folder:
-            files = [str(Path(folder) / name) for name in ("out", "err")]
-            late = {name: value for name, value in env.items() if name in READ_LATER}
-            argv = [str(part) for part in command[2:]]
-            request = json.dumps({"argv": argv, "env": late, "files": files})
-            assert self._process.stdin is not None
-            self._process.stdin.write(request.encode() + b"\n")
-            self._process.stdin.flush()
-            deadline = time.monotonic() + timeout
-            number = self._answer(deadline)
-            try:
-                status = os.waitstatus_to_exitcode(self._answer(deadline))
-            except TimeoutError as error:
-                os.kill(number, signal.SIGKILL)
-                self._answer(time.monotonic() + 10)
-                raise subprocess.TimeoutExpired(command, timeout, *map(_text, files)) from error
-            return subprocess.CompletedProcess(command, status, *map(_text, files))
-
-    def _answer(self, deadline: float) -> int:
-        assert self._process.stdout is not None
-        while b"\n" not in self._answers:
-            left = max(deadline - time.monotonic(), 0)
-            if not select.select([self._process.stdout], [], [], left)[0]:
-                raise TimeoutError
-            found = os.read(self._process.stdout.fileno(), 100)
-            assert found, "the process that is forked has ended"
-            self._answers += found
-        answer, _, self._answers = self._answers.partition(b"\n")
-        return int(answer)
+    def start(self, command: Sequence[str], env: Mapping[str, str]) -> Fork:
+        """Starts a command."""
+        folder = tempfile.TemporaryDirectory()
+        late = {name: value for name, value in env.items() if name in READ_LATER}
+        argv = [str(part) for part in command[2:]]
+        assert self._process.stdin is not None and self._process.stdout is not None
+        request = json.dumps({"argv": argv, "env": late, "folder": folder.name})
+        self._process.stdin.write(request.encode() + b"\n")
+        self._process.stdin.flush()
+        return Fork(command, folder, int(self._process.stdout.readline()))
 
     def close(self) -> None:
         """Ends the process that is forked."""
         self._process.communicate()
 
 
-def _text(file: str) -> Any:
-    with contextlib.suppress(FileNotFoundError):
-        return Path(file).read_text()
-    return ""
-
-
 def serve() -> dict[str, Any]:
-    """Forks for every request; returns it in the fork."""
+    """Forks for every request, and keeps the forks' statuses; returns the request in the fork."""
     gc.freeze()
-    for line in sys.stdin.buffer:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # JAX warns of forks; no device is in use yet
-            number = os.fork()
-        if number == 0:
-            return json.loads(line)
-        os.write(1, b"%d\n" % number)
-        os.write(1, b"%d\n" % os.waitpid(number, 0)[1])
-    sys.exit(0)
+    received = b""
+    folders: dict[int, Path] = {}
+    while True:
+        if select.select([0], [], [], _LOOK if folders else None)[0]:
+            if not (found := os.read(0, 2**16)):
+                sys.exit(0)
+            received += found
+        while b"\n" in received:
+            line, _, received = received.partition(b"\n")
+            request = json.loads(line)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # JAX warns of forks; no device is in use yet
+                number = os.fork()
+            if number == 0:
+                return request
+            folders[number] = Path(request["folder"])
+            os.write(1, b"%d\n" % number)
+        for number in list(folders):
+            ended, status = os.waitpid(number, os.WNOHANG)
+            if ended:
+                folder = folders.pop(number)
+                with contextlib.suppress(FileNotFoundError):  # nobody waits for it any more
+                    (folder / "part").write_text(str(status))
+                    (folder / "part").rename(folder / "status")
 
 
 def become(request: dict[str, Any]) -> None:
     """Runs the module in this process."""
-    for number, file in enumerate(("/dev/null", *request["files"])):
+    folder = request["folder"]
+    for number, file in enumerate(("/dev/null", f"{folder}/1", f"{folder}/2")):
         flags = os.O_WRONLY | os.O_CREAT if number else os.O_RDONLY
         opened = os.open(file, flags, 0o600)
         os.dup2(opened, number)

@@ -20,7 +20,10 @@ from convnext_jax.step_builder import build_step
 DIGITS = "configs/digits.py"
 # Mixed in groups that lie on one chip of eight, and with everything else that a step can do.
 SMALL = {
-    "model": {"name": "convnext_atto", "depths": (1, 1, 1, 1), "dims": (64, 128, 128, 128)},
+    "model": {
+        **{"name": "convnext_atto", "depths": (1, 1, 1, 1), "dims": (64, 128, 128, 128)},
+        "kernel_size": 3,
+    },
     "data": {"global_batch": 32, "image_size": 32},
     "augment": {"mixup": 0.8, "cutmix": 1.0, "mix_group": 4, "erasing": 0.25},
     "optim": {"warmup_epochs": 0.0},

@@ -26,6 +26,8 @@ from convnext_jax.report import page
 from convnext_jax.report.curves import Curve, chart
 from convnext_jax.report.mistakes import Findings, Mistake, find_mistakes, matrix, per_class
 
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
+
 # Nothing of these may become a part of the page; the second is as wide as a name gets.
 NAMES = ("<img src=x onerror=alert(1)>", "w" * 90, "$a_1$ & \"b\" 'c'")
 SPEC = ModelSpec(

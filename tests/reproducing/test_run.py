@@ -23,6 +23,8 @@ from convnext_jax.reproducing import run
 from convnext_jax.reproducing.tables import TABLES
 from convnext_jax.scoring.corruptions import ALEXNET_ERRORS, C_BAR
 
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
+
 SIZE = 224
 NAME = "convnext_tiny.fb_in1k"
 

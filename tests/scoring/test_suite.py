@@ -20,6 +20,8 @@ from convnext_jax.scoring import suite
 from convnext_jax.scoring.corruptions import ALEXNET_ERRORS, C_BAR, mce
 from convnext_jax.scoring.test_sets import TEST_SETS
 
+pytestmark = pytest.mark.usefixtures("programs_are_kept")
+
 
 def run(weights, data_dir, *arguments):
     evaluate.main(
