@@ -13,6 +13,8 @@ if metadata.version("jaxlib").startswith("0.10."):
     FLAGS |= {
         "--xla_cpu_opt_preset": "CPU_OPT_PRESET_FAST_COMPILE",
         "--xla_cpu_use_fusion_emitters": "false",
+        # In one piece: the other processes of a suite have the other cores.
+        "--xla_cpu_parallel_codegen_split_count": "1",
     }
     SAME_BITS = {"xla_cpu_opt_preset": "CPU_OPT_PRESET_DEFAULT"}
 
