@@ -130,6 +130,15 @@ def test_detection_is_the_papers(row):
     assert (detect.crop_min, detect.crop_max, detect.max_objects) == (384, 600, 100)
 
 
+@pytest.mark.parametrize("row", [row for row in COCO if row != "cascade_base_22k"])
+def test_detection_on_images_of_ones_own_has_the_papers_rates(row):
+    """Of the two rows of Cascade Mask R-CNN over ConvNeXt-B that with ImageNet-1K's weights."""
+    name, learning_rate, layer_decay, drop_path = COCO[row]
+    config = resolved("detect_coco_style", name)
+    assert (config.optim.lr, config.optim.layer_decay) == (learning_rate, layer_decay)
+    assert (config.model.name, config.model.drop_path) == (name, drop_path)
+
+
 def learning_rate_of(optim, steps):
     milestones = [epoch * steps.per_epoch for epoch in optim.milestones]
     return warmup_step(
