@@ -17,6 +17,7 @@ from convnext_jax import sharding
 from convnext_jax.config import Config, DataConfig, Steps
 from convnext_jax.errors import InputError
 from convnext_jax.models.variants import Preprocessing
+from convnext_jax.ops.few_images import batch_over
 from convnext_jax.optim.optimizer import create_optimizer
 from convnext_jax.optim.param_groups import trained
 from convnext_jax.optim.schedule import learning_rate, warmup_cosine
@@ -150,7 +151,7 @@ def step_of(task: Task, config: Config, mesh: Mesh, num_examples: int) -> Traini
         state_shardings=state_shardings,
         frozen=frozen,
         function=jax.jit(
-            train_step,
+            batch_over(mesh.size)(train_step),
             donate_argnums=0,
             in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
             out_shardings=(state_shardings, sharding.replicated(mesh)),

@@ -105,8 +105,12 @@ def sample(
     # positive, and as floats in the order of their bits. Of whole numbers, `top_k` is slow on CPU.
     bits = jax.random.bits(key, assigned.shape, jnp.uint32) >> 2
     places = lax.bitcast_convert_type(bits, jnp.float32)
-    chosen, chosen_count = _first(places, valid & (assigned >= 0), positives)
-    rest, rest_count = _first(places, valid & (assigned == NEGATIVE), count)
+    # Both at once: compilers take long for each `top_k`.
+    candidates = valid[None] & jnp.stack([assigned >= 0, assigned == NEGATIVE])
+    there = candidates.sum(1, dtype=jnp.int32)
+    chosen_count, rest_count = jnp.minimum(there[0], positives), there[1]
+    ordered = jnp.where(candidates, places[None], -1)
+    chosen, rest = lax.top_k(ordered, min(count, len(assigned)))[1]
     order = jnp.arange(count, dtype=jnp.int32)
     is_positive = order < chosen_count
     behind = order - chosen_count
@@ -116,10 +120,3 @@ def sample(
         rest[jnp.clip(behind, 0, rest.shape[0] - 1)],
     )
     return index, is_positive, is_positive | (behind < rest_count)
-
-
-def _first(places: Array, candidates: Array, count: int) -> tuple[Array, Array]:
-    """The candidates that come first in a random order, and how many there are."""
-    count = min(count, candidates.shape[0])
-    _, index = lax.top_k(jnp.where(candidates, places, -1), count)
-    return index, jnp.minimum(candidates.sum(dtype=jnp.int32), count)

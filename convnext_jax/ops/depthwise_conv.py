@@ -5,7 +5,8 @@ reaches 40 to 110 % of what the vector units allow (more than all where it skips
 compiler's schedules; no clock has seen it. So which one runs is decided when the program is lowered
 for a platform, not by a global setting: the same traced program is right for both. On GPU it is
 XLA's too, until the kernels of `depthwise_gpu.py`, which are proven right but have not been timed,
-were measured against it.
+were measured against it. The filter's gradient on TPU, where a device has one or two images, as
+detectors do, is a sum of shifted slices (`depthwise_tpu.py`).
 
 The environment variable CONVNEXT_JAX_DEPTHWISE, read when this module is imported, chooses
 otherwise: `pallas` is those kernels on NVIDIA GPUs since Ampere, `toeplitz` on TPUs the matrix
@@ -13,6 +14,7 @@ units for large images in bfloat16 (`depthwise_tpu.py`), `xla` is XLA's own on e
 `auto`, the default, is as above.
 """
 
+import functools
 import os
 from collections.abc import Callable
 
@@ -23,6 +25,7 @@ from jax import Array, lax
 from convnext_jax.errors import InputError, require_one_of
 from convnext_jax.ops import depthwise_cpu, depthwise_gpu, depthwise_tpu
 from convnext_jax.ops.conv import DIMENSION_NUMBERS, filter_gradient
+from convnext_jax.ops.few_images import devices_with_few
 
 _VARIABLE = "CONVNEXT_JAX_DEPTHWISE"
 _CHOICE = os.environ.get(_VARIABLE, "auto")
@@ -71,7 +74,7 @@ def _depthwise_conv(x: Array, kernel: Array) -> Array:
         (x, kernel.astype(x.dtype)),
         cpu=depthwise_cpu.shifted_forward,
         cuda=depthwise_gpu.pallas_forward,
-        tpu=depthwise_tpu.toeplitz_forward,
+        tpu=depthwise_tpu.toeplitz_forward if _toeplitz(x, kernel) else None,
         default=xla_forward,
     )
 
@@ -86,13 +89,16 @@ def _backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
         (x, kernel.astype(x.dtype), dy),
         cpu=depthwise_cpu.shifted_input_gradient,
         cuda=depthwise_gpu.pallas_input_gradient,
-        tpu=depthwise_tpu.toeplitz_input_gradient,
+        tpu=depthwise_tpu.toeplitz_input_gradient if _toeplitz(x, kernel) else None,
         default=xla_input_gradient,
     )
+    devices = devices_with_few(x)
+    shifted = functools.partial(depthwise_tpu.shifted_filter_gradient, devices=devices)
     dkernel = _choose(
         (x, kernel, dy),
         cpu=depthwise_cpu.scanned_filter_gradient,
         cuda=depthwise_gpu.pallas_filter_gradient,
+        tpu=None if devices is None else shifted,
         default=xla_filter_gradient,
     )
     return dx, dkernel
@@ -105,8 +111,8 @@ def _choose(
     arguments: tuple[Array, ...],
     cpu: Callable,
     cuda: Callable,
+    tpu: Callable | None,
     default: Callable,
-    tpu: Callable | None = None,
 ) -> Array:
     """Calls the implementation for the platform that the program will be lowered for."""
     x, kernel, *_ = arguments
@@ -116,9 +122,13 @@ def _choose(
     # All branches are traced, whatever the platform will be.
     if _CHOICE == "pallas" and depthwise_gpu.supported(x, kernel):
         branches["cuda"] = cuda
-    if _CHOICE == "toeplitz" and tpu is not None and depthwise_tpu.supported(x, kernel):
+    if tpu is not None:
         branches["tpu"] = tpu
     return lax.platform_dependent(*arguments, **branches, default=default)
+
+
+def _toeplitz(x: Array, kernel: Array) -> bool:
+    return _CHOICE == "toeplitz" and depthwise_tpu.supported(x, kernel)
 
 
 # The implementations are jitted so that blocks of equal shape share one trace.

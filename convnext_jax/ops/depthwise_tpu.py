@@ -1,18 +1,24 @@
-"""Depthwise convolution as products of matrices, for the matrix units of TPUs.
+"""Depthwise convolution on TPU: forms that are not XLA's own.
 
-A depthwise convolution has too few products for a matrix unit and is left to the vector units,
-which reach half of their peak with it where images are large. Here a row of blocks, each of a few
-rows of the image, is convolved with matrices: between the pixels of a block and those of a
-neighbour the filter is a Toeplitz matrix [pixels, pixels], whose entries are the filter's taps and
-zeros. That is 8 to 15 times as many products, on units with 50 times the speed. Sums are the same
-up to their order: a product of two bfloat16 is exact in float32, and the zeros add nothing.
+As products of matrices, for the matrix units: a depthwise convolution has too few products for one
+and is left to the vector units, which reach half of their peak with it where images are large. Here
+a row of blocks, each of a few rows of the image, is convolved with matrices: between the pixels of
+a block and those of a neighbour the filter is a Toeplitz matrix [pixels, pixels], whose entries are
+the filter's taps and zeros. That is 8 to 15 times as many products, on units with 50 times the
+speed. Sums are the same up to their order: a product of two bfloat16 is exact in float32, and the
+zeros add nothing. It is not the default: with 16 images or fewer on a chip the compiler takes
+minutes for it, and the filters' matrices, made in each step, take longer than XLA's convolution.
+The filter's gradient would gain, too, but several devices would add their matrices, hundreds of
+times as large as the filters, and not what is made of them: it is XLA's.
 
-What is known of it is what the compiler's schedules say (docs/performance.md); no clock has seen
-it. It is not the default: with 16 images or fewer on a chip the compiler takes minutes for it, and
-the filters' matrices, made in each step, take longer than XLA's convolution. The filter's gradient
-would gain, too, but several devices would add their matrices, hundreds of times as large as the
-filters, and not what is made of them: it is XLA's.
+The filter's gradient as a sum of shifted slices, for one or two images on a device: XLA's leaves
+most of a register empty then, takes up to five times as long, and minutes to compile.
+
+What is known of both is what the compiler's schedules say (docs/performance.md); no clock has seen
+them.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +62,34 @@ def toeplitz_input_gradient(x: Array, kernel: Array, dy: Array) -> Array:
     """Gradient with respect to `x`: the convolution of `dy` with the filter turned around."""
     del x
     return toeplitz_forward(dy, kernel[::-1, ::-1])
+
+
+@functools.partial(jax.jit, static_argnames="devices")
+def shifted_filter_gradient(x: Array, kernel: Array, dy: Array, *, devices: int) -> Array:
+    """Gradient with respect to the kernel, in its dtype: for each tap a sum over all pixels.
+
+    The images of a device lie one below the other, so that there is no axis of them to lay out.
+
+    Args:
+      x: [N, H, W, C] floating point.
+      kernel: [k, k, 1, C]; only its shape and dtype matter.
+      dy: like `x`.
+      devices: over how many the images lie; divides N.
+    """
+    k, (n, height, width, channels) = kernel.shape[0], x.shape
+    wide, half = jnp.promote_types(x.dtype, jnp.float32), k // 2
+    below = n // devices * (height + k - 1)
+    x = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+    # Rows of zeros where the taps see two images at once.
+    dy = jnp.pad(dy, ((0, 0), (0, k - 1), (0, 0), (0, 0)))
+    x = x.reshape(devices, below, width + k - 1, channels).astype(wide)
+    rows = below - (k - 1)
+    dy = dy.reshape(devices, below, width, channels)[:, :rows].astype(wide)
+    taps = [
+        [(x[:, i : i + rows, j : j + width] * dy).sum((0, 1, 2)) for j in range(k)]
+        for i in range(k)
+    ]
+    return jnp.stack([jnp.stack(row) for row in taps])[:, :, None].astype(kernel.dtype)
 
 
 def _padding(blocks: int) -> Padding:

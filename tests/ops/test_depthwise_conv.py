@@ -125,7 +125,7 @@ def test_sharded_batch_stays_where_it_is():
     ("platform", "convolutions"), [("cpu", False), ("tpu", True), ("cuda", True)]
 )
 def test_platform_chooses_when_lowered(platform, convolutions):
-    traced = jax.jit(forward_and_gradients).trace(*data(2, 4, 4, 3, 7, np.float32))
+    traced = jax.jit(forward_and_gradients).trace(*data(4, 4, 4, 3, 7, np.float32))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     # Forward, input gradient and filter gradient are one convolution each.
     assert text.count("stablehlo.convolution") == (3 if convolutions else 0)
