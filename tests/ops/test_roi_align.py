@@ -1,6 +1,7 @@
 """RoIAlign beside a plain statement of its rules, torchvision's results, and torchvision itself."""
 
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -315,3 +316,19 @@ def test_half_a_pixel_is_enough():
     found = mask_targets(jnp.asarray(np.packbits(mask, axis=-1)), box, jnp.zeros((1, 2), int), 4)
     assert found[0, 0].all()
     assert np.asarray(~found[0, 1]).nonzero()[0].tolist() == [0]  # the corner has a quarter
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(jnp.float32, "HIGHEST"), (jnp.bfloat16, "HIGH")])
+def test_products_are_as_exact_as_the_maps(dtype, precision):
+    """What accelerators are asked for; this platform has one precision of float32."""
+    boxes, levels = jnp.ones((1, 3, 4)), jnp.zeros((1, 3), jnp.int32)
+
+    def both_ways(x):
+        y, pull_back = jax.vjp(
+            lambda x: roi_align([x], [jnp.array([[9, 9]])], boxes, levels, [1], 2), x
+        )
+        return y, pull_back(y)
+
+    text = jax.jit(both_ways).lower(jnp.zeros((1, 9, 9, 4), dtype)).as_text()
+    precisions = re.findall(r"dot_general.*precision = \[(\w+), (\w+)\]", text)
+    assert precisions == [(precision, precision)] * 4
