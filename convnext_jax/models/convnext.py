@@ -66,11 +66,13 @@ class Block(nnx.Module):
         """Maps `x` [N, H, W, C] to the same shape and dtype.
 
         `key` is the whole model's key of this step; None is inference. What is not `inside`, bool
-        [N, H, W, 1], is taken for zeros: maps of several sizes lie in one array so.
+        [N, H, W, 1], is taken for zeros, and meaningless in the result: maps of several sizes lie
+        in one array so.
         """
-        if inside is not None:
-            x = jnp.where(inside, x, jnp.zeros((), x.dtype))
-        y = self.dwconv(x)
+        # What is added to in the end is not masked: `x`'s gradient would then end with a choice,
+        # which XLA computes again on CPUs, with all in front of it, wherever it is used.
+        y = x if inside is None else jnp.where(inside, x, jnp.zeros((), x.dtype))
+        y = self.dwconv(y)
         y = self.norm(y)
         y = self.pwconv1(y)
         y = layers.ACTIVATIONS[self.activation](y)

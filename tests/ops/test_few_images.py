@@ -21,7 +21,7 @@ def depthwise_products(x, kernel, dy):
 
 def dense_products(x, kernel, dy):
     pad = ((1, 1), (1, 1))
-    return conv._over_taps(x, dy, padding=pad, product=conv._few_images(kernel.dtype))
+    return conv._by_taps(x, dy, padding=pad, dtype=kernel.dtype)
 
 
 # One and two images on each of four devices; smaller than the filter; other filters.

@@ -100,7 +100,7 @@ def test_gradients_of_filters_of_one_image_are_faster_by_schedules(filters_of):
             return conv.filter_gradient(x, kernel, dy, 1, pad)
 
         def few(x, kernel, dy):
-            return conv._over_taps(x, dy, padding=pad, product=conv._few_images(kernel.dtype))
+            return conv._by_taps(x, dy, padding=pad, dtype=kernel.dtype)
 
         forms = few, gradient
     seconds = []
