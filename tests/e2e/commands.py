@@ -93,9 +93,9 @@ def run(command, env, timeout=300):
     return subprocess.CompletedProcess(command, process.returncode, printed, errors)
 
 
-def train(workdir, env, *overrides, **kwargs):
+def train(workdir, env, *overrides, timeout=300, **kwargs):
     """Trains to the end; fails with the command's output otherwise."""
-    result = run(train_command(workdir, *overrides, **kwargs), env)
+    result = run(train_command(workdir, *overrides, **kwargs), env, timeout)
     assert result.returncode == 0, result.stdout + result.stderr
     return result
 

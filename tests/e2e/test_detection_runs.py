@@ -156,7 +156,8 @@ def test_eight_scenes_are_learnt_by_heart(env, tmp_path):
     few = [f"--config.data.{split}_split=train[:8]" for split in ("train", "eval")]
     rates = ["--config.num_steps=400", "--config.optim.milestones=(150,)"]
     plain = ("--config.report_examples=0", "--config.tensorboard=False")
-    commands.train(tmp_path, env, *plain, *few, *rates, config=CONFIG)
+    # What compiles quickly for tests takes twice as long to run.
+    commands.train(tmp_path, env, *plain, *few, *rates, config=CONFIG, timeout=1200)
     found = commands.records(tmp_path)[-1]
     # 100 % was seen; 95 % is the least that says it can.
     assert found["eval_params_box_ap"] > 0.95 and found["eval_params_mask_ap"] > 0.95
