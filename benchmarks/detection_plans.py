@@ -135,14 +135,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.detection_plans", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--again", action="store_true", help="make all plans anew")
+    parser.add_argument("--again", action="store_true", help="make plans anew that the file has")
     parser.add_argument("--only", choices=PLANS, help="make this one")
     arguments = parser.parse_args()
     chosen = [arguments.only] if arguments.only else PLANS
     with exit_in_one_sentence():
-        plans = json.loads(FILE.read_text()) if FILE.exists() and not arguments.again else {}
+        plans = json.loads(FILE.read_text()) if FILE.exists() else {}
         for topology in chosen:
-            if topology not in plans:
+            if topology not in plans or arguments.again:
                 print(f"compiling for {topology}", flush=True)
                 plans[topology] = make_plan(topology)
                 FILE.write_text(json.dumps(plans, indent=1) + "\n")
