@@ -60,7 +60,7 @@ def cascade(folders, tmp_path_factory):
 @pytest.mark.slow  # test_resume.py has the loop's part
 def test_a_killed_run_ends_bit_identical(cascade, env, tmp_path):
     command = commands.train_command(tmp_path, *OVERRIDES, *CASCADE, config=CONFIG)
-    assert kill_when(command, env, lambda: commands.last_step(tmp_path) >= 3)
+    assert kill_when(command, env, lambda: any(map(str.isdigit, commands.saved(tmp_path))))
     assert "resuming after step" in train(tmp_path, env, *CASCADE).stdout
     commands.assert_identical(tmp_path, cascade, STEPS)
     assert any("batch_stats" in name for name in commands.arrays(cascade, STEPS))
