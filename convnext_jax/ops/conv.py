@@ -9,6 +9,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from convnext_jax.ops.few_images import devices_with_few
+from convnext_jax.ops.winograd import suits, winograd_conv, winograd_filter_gradient
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # before and after, of height and width
 
@@ -18,7 +19,7 @@ DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
 def conv(x: Array, kernel: Array, stride: int, padding: Padding, groups: int = 1) -> Array:
-    """Convolves `x` with XLA's convolution.
+    """Convolves `x` with XLA's convolution, or, large 3x3 filters on CPUs, with Winograd's.
 
     Args:
       x: [N, H, W, C] floating point.
@@ -37,7 +38,18 @@ def conv(x: Array, kernel: Array, stride: int, padding: Padding, groups: int = 1
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x: Array, kernel: Array, stride: int, padding: Padding, groups: int) -> Array:
-    return _convolve(x, kernel.astype(x.dtype), stride, padding, groups)
+    kernel = kernel.astype(x.dtype)
+    whole = functools.partial(_convolve, stride=stride, padding=padding, groups=groups)
+    branches: dict[str, Callable] = {}
+    if stride == 1 and groups == 1 and suits(kernel, jax.eval_shape(whole, x, kernel)):
+        branches["cpu"] = lambda x, kernel: winograd_conv(_padded(x, padding), kernel)
+    return lax.platform_dependent(x, kernel, **branches, default=whole)
+
+
+def _padded(x: Array, padding: Padding) -> Array:
+    """With zeros around the images; negative padding cuts rows and columns off."""
+    around = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+    return lax.pad(x, jnp.zeros((), x.dtype), around)
 
 
 def _convolve(x: Array, kernel: Array, stride: int, padding: Padding, groups: int) -> Array:
@@ -61,12 +73,30 @@ def _backward(
     stride: int, padding: Padding, groups: int, residuals: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
     x, kernel = residuals
-    rounded = kernel.astype(x.dtype)
-    (dx,) = jax.linear_transpose(lambda x: _convolve(x, rounded, stride, padding, groups), x)(dy)
+    dx = _image_gradient(x, kernel.astype(x.dtype), dy, stride, padding, groups)
     return dx, filter_gradient(x, kernel, dy, stride, padding, groups)
 
 
 _conv.defvjp(_forward, _backward)
+
+
+def _image_gradient(
+    x: Array, kernel: Array, dy: Array, stride: int, padding: Padding, groups: int
+) -> Array:
+    def transposed(kernel: Array, dy: Array) -> Array:
+        whole = functools.partial(_convolve, stride=stride, padding=padding, groups=groups)
+        (dx,) = jax.linear_transpose(lambda x: whole(x, kernel), x)(dy)
+        return dx
+
+    def turned(kernel: Array, dy: Array) -> Array:
+        (top, bottom), (left, right) = padding
+        padded = _padded(dy, ((2 - top, 2 - bottom), (2 - left, 2 - right)))
+        return winograd_conv(padded, kernel[::-1, ::-1].swapaxes(2, 3))
+
+    branches: dict[str, Callable] = {}
+    if stride == 1 and groups == 1 and suits(kernel, x):
+        branches["cpu"] = turned
+    return lax.platform_dependent(kernel, dy, **branches, default=transposed)
 
 
 def filter_gradient(
@@ -114,7 +144,9 @@ def filter_gradient(
         if devices_with_few(x) is not None:
             by_taps = functools.partial(_by_taps, padding=padding, dtype=kernel.dtype)
             branches["tpu"] = by_taps
-        if x.dtype == kernel.dtype and kernel.shape[2] * kernel.shape[3] >= _LARGE:
+        if suits(kernel, dy):
+            branches["cpu"] = lambda x, dy: winograd_filter_gradient(_padded(x, padding), dy)
+        elif x.dtype == kernel.dtype and kernel.shape[2] * kernel.shape[3] >= _LARGE:
             branches["cpu"] = functools.partial(_by_columns, padding=padding)
     if x.dtype != kernel.dtype:
         # Those of cuDNN have results like their operands; bfloat16 is exact in TensorFloat-32.
