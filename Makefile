@@ -2,6 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Of the compilers for TPUs and GPUs, which only plans need: JAX loads each wherever it is installed,
+# and the GPU's says on every command's stderr that there is no GPU.
+PLAN := .venv/plan
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-roadmap results-creating results-segmentation-plans results-detection results-scenes results-detection-plans results-tpu-step results-scaling docs bench bench-check chaos rehearsal clean
@@ -22,7 +25,7 @@ test-fast: .venv/.test
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: .venv/.plan
-	$(BIN)/python -m pytest -m slow
+	PYTHONPATH=$(PLAN) $(BIN)/python -m pytest -m slow
 
 format: .venv/.test
 	$(BIN)/ruff check --fix .
@@ -68,7 +71,7 @@ results-scenes: .venv/.test
 # Plans the training of Cascade Mask R-CNN on small TPU slices, and writes it into docs/detection.md;
 # a quarter of an hour for each.
 results-detection-plans: .venv/.plan
-	$(BIN)/python -m benchmarks.detection_plans
+	PYTHONPATH=$(PLAN) $(BIN)/python -m benchmarks.detection_plans
 
 # Measures exported models beside timm's export, and writes it into docs/export.md.
 results-export: .venv/.test
@@ -84,16 +87,16 @@ results-roadmap: .venv/.test
 
 # Plans the training of UPerNet on small TPU slices, and writes it into docs/segmentation.md.
 results-segmentation-plans: .venv/.plan
-	$(BIN)/python -m benchmarks.segmentation_plans
+	PYTHONPATH=$(PLAN) $(BIN)/python -m benchmarks.segmentation_plans
 
 # Compiles a step for TPUs with and without the forms made for them, and writes it into
 # docs/performance.md; a quarter of an hour.
 results-tpu-step: .venv/.plan
-	$(BIN)/python -m benchmarks.tpu_step
+	PYTHONPATH=$(PLAN) $(BIN)/python -m benchmarks.tpu_step
 
 # Plans large runs on TPU slices, minutes each, and writes what came out into docs/scaling.md.
 results-scaling: .venv/.plan
-	$(BIN)/python -m benchmarks.scaling
+	PYTHONPATH=$(PLAN) $(BIN)/python -m benchmarks.scaling
 
 # Writes the pages that are made from code.
 docs: .venv/.test
@@ -136,9 +139,8 @@ bench-check: .venv/.test
 	$(BIN)/pip install -q -r requirements-test.txt
 	touch $@
 
-# The compilers for TPUs and GPUs, which only plans need.
 .venv/.plan: requirements-plan.txt .venv/.test
-	$(BIN)/pip install -q -r requirements-plan.txt
+	$(BIN)/pip install -q --no-deps --upgrade --target $(PLAN) -r requirements-plan.txt
 	touch $@
 
 clean:

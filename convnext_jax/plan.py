@@ -2,7 +2,8 @@
 
 Compiles the run's own training step for a machine that is not there and reports whether it fits,
 what it exchanges between chips, the least time that its machine code can take, what the run costs,
-and the largest batch a device that fits. The answer for each layout is said as soon as it is known.
+and the largest batch a device that fits. A first answer comes from a program that is compiled in
+haste, and each other as soon as it is known; `--quick` ends with the first.
 Overrides are those of training, `--config.KEY=VALUE`. Exit status: 0 planned; 2 the input cannot be
 used, or the compiler for the machine is not installed (of GPUs, state and operations are then still
 given).
@@ -35,12 +36,12 @@ from convnext_jax.errors import InputError, exit_in_one_sentence
 from convnext_jax.models.registry import get_variant
 from convnext_jax.planning.compiling import Job, Variant, analyse, measure, search
 from convnext_jax.planning.machines import (
-    GIB,
     Machine,
     describe_devices,
     parse_machine,
     share_of_memory,
 )
+from convnext_jax.planning.table import answer, table
 from convnext_jax.planning.whole_run import feeding
 from convnext_jax.wings import steps_of, wing_of
 
@@ -79,6 +80,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
         default=8,
         help="most programs to compile, minutes each; what the variants leave goes into finding"
         " the largest batch (default: 8)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="only the first answer, of the config as it is"
     )
     parser.add_argument(
         "--price", type=float, help="dollars for an hour of a chip, for the cost of the run"
@@ -199,14 +203,18 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
     if devices is None:
         return result | {"variants": [analyse(job) for job in jobs]}
     jobs = jobs[: arguments.compilations]
+    if not machine.is_gpu:  # whose programs compile in minutes anyway
+        _progress(f"compiling {jobs[0].variant} for {machine.name} in haste, for a first answer")
+        row = _priced(measure(jobs[0], quick=True), machine, arguments.price)
+        _progress(f"first answer, of a slower program than the run's: {answer(row)}")
+        if arguments.quick:
+            return result | {"variants": [row]}
     rows = []
     for number, job in enumerate(jobs, 1):
         _progress(f"compiling {job.variant} for {machine.name} ({number} of {len(jobs)})")
-        row = measure(job)
-        if row["fits"] and arguments.price is not None:
-            row["cost"] = row["hours"] * machine.size * arguments.price
+        row = _priced(measure(job), machine, arguments.price)
         rows.append(row)
-        _progress(_answer(row))
+        _progress(answer(row))
     left = arguments.compilations - len(jobs)
     for job, row in zip(jobs, rows, strict=True):
         row["largest_per_device_batch"], left = search(job, row, left, _progress)
@@ -222,6 +230,13 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
     return result | {"variants": rows}
 
 
+def _priced(row: dict[str, Any], machine: Machine, price: float | None) -> dict[str, Any]:
+    """A row with what the run costs, if it fits and a price is given."""
+    if price is None or not row["fits"]:
+        return row
+    return row | {"cost": row["hours"] * machine.size * price}
+
+
 def _devices(machine: Machine) -> list[Any] | None:
     """What to compile for; None: GPUs whose compiler is not installed."""
     try:
@@ -234,141 +249,6 @@ def _devices(machine: Machine) -> list[Any] | None:
 
 def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _answer(row: dict[str, Any]) -> str:
-    """What matters most of a variant, in a line."""
-    said = f"{row['variant']}: {'fits' if row['fits'] else 'does NOT fit'}, {_room(row)}"
-    if not row["fits"]:
-        return said
-    said += f", {row['memory']['total'] / GIB:.2f} GiB used; a step takes"
-    said += f" {row['step_seconds'] * 1e3:.1f} ms"
-    said += " by the compiler's estimate" if row["compute_from"] == "compiler" else " at least"
-    said += f", the run {row['hours']:.1f} h"
-    return f"{said}, ${row['cost']:,.2f}" if "cost" in row else said
-
-
-def table(result: dict[str, Any]) -> str:
-    """The plan as text: a line for each quantity, a column for each variant."""
-    rows = result["variants"]
-    lines: list[tuple[str, list[str]]] = [("", [row["variant"] for row in rows])]
-
-    def add(name: str, show: Any) -> None:
-        cells = []
-        for row in rows:
-            try:
-                cells.append(show(row))
-            except (KeyError, TypeError):  # not known of this variant
-                cells.append("-")
-        if any(cell != "-" for cell in cells):
-            lines.append((name, cells))
-
-    def gib(value: float) -> str:
-        return f"{value / GIB:.2f} GiB"
-
-    add("fits", lambda r: f"{'yes' if r['fits'] else 'NO'}, {_room(r)}")
-    add("images a chip at once", lambda r: f"{r['per_device_batch']} x {r['micro_batches']}")
-    add("largest that fits", lambda r: str(r["largest_per_device_batch"] or "not found"))
-    for name in ("parameters", "optimizer", "moving average", "batch", "temporary", "program"):
-        add(name, lambda r, name=name: gib(r["memory"][name]))
-    add("memory in all", lambda r: gib(r["memory"]["total"]))
-    add("FLOP a chip and step", lambda r: f"{r['flops'] / 1e12:.3f} T")
-    add("bytes accessed", lambda r: f"{r['bytes_accessed'] / 1e9:.1f} GB")
-    kinds = sorted({kind for row in rows for kind in row.get("collectives", {})})
-    for kind in kinds:
-        add(kind, lambda r, kind=kind: _exchange(r["collectives"][kind], r["dtypes"][kind]))
-    add("compute, at least", lambda r: _least(r["compute_seconds"], r))
-    if not result["gpu"]:
-        add("  schedules alone", lambda r: _least(r["schedule_seconds"], r))
-    add("  memory alone", lambda r: _least(r["memory_seconds"], r))
-    add("  products alone", lambda r: _least(r["matrix_seconds"], r))
-    add("compiler's estimate", lambda r: f"{r['compiler_seconds'] * 1e3:.1f} ms")
-    if result["gpu"]:
-        add("kernels, below 1 MB", lambda r: f"{r['instructions']}, {r['small_instructions']}")
-    add("exchange, at best", lambda r: f"{r['exchange_seconds'] * 1e3:.2f} ms")
-    if any(row.get("network_bytes") for row in rows):
-        apart = "hosts" if result["gpu"] else "slices"
-        add(f"between {apart}, a chip", lambda r: f"{r['network_bytes'] / 1e6:.2f} MB")
-        add(f"between {apart}, at best", lambda r: f"{r['network_seconds'] * 1e3:.2f} ms")
-    add("images/s", lambda r: f"{r['images_per_second']:,.0f}")
-    add("processors read", lambda r: f"{r['run']['input']:,.0f}")
-    for name in ("start", "steps", "evaluations", "saves"):
-        add(f"{name}, in all", lambda r, name=name: _duration(r["run"][name]))
-    add("the whole run", lambda r: f"{r['hours']:.1f} h")
-    add("cost", lambda r: f"${r['cost']:,.2f}")
-    add("images/s a host", lambda r: f"{r['data']['needed']:,.0f}")
-    add("a bucket gives", lambda r: f"{r['data']['bucket']:,.0f}")
-    add("opening its files", lambda r: _duration(r["data"]["opening_seconds"]))
-    add("copying the data", lambda r: _duration(r["data"]["copy_seconds"]))
-    add("best place of the data", lambda r: r["data"]["best"])
-    widths = [max(len(cells[i]) for _, cells in lines) for i in range(len(rows))]
-    first = max(len(name) for name, _ in lines)
-    text = [
-        f"{result['config']} on {result['topology']}: {result['chips']} chips of"
-        f" {gib(result['hbm'])}; {result['model']}, {result['dtype']}, {result['num_classes']}"
-        f" classes; batch {result['global_batch']}, {result['steps']:,} steps",
-        "",
-    ]
-    for name, cells in lines:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        text.append(f"{name.ljust(first)}  {'  '.join(padded)}".rstrip())
-    if any("compute_seconds" in row for row in rows):
-        text += ["", *(GPU_NOTES if result["gpu"] else NOTES)]
-    if any(row.get("compute_from") == "compiler" for row in rows):
-        text += NO_SCHEDULES
-    return "\n".join(text)
-
-
-def _least(seconds: float, row: dict[str, Any]) -> str:
-    """A part of the lower bound; `-` where there is none."""
-    return "-" if row["compute_from"] == "compiler" else f"{seconds * 1e3:.1f} ms"
-
-
-# What the numbers are; docs/scaling.md says more.
-NOTES = (
-    "Memory is that of one chip. Compute is a lower bound, not a measurement: the sum, over the",
-    "instructions of a step, of the longest of its schedule (the length of its machine code), its",
-    "bytes over the memory's bandwidth and its matrix products over the peak. Stalls, waiting for",
-    "copies, copies ahead of use and the code between instructions are left out: images/s are at",
-    "most, hours and cost at least what is said, as far as compute makes them. The compiler's",
-    "estimate, from before it has made code, is off by factors, both ways. Exchange is what the",
-    "chip's links need at full bandwidth, added as if nothing overlapped. Bytes accessed count a",
-    "loop once. Start, evaluations, saves and the data are arithmetic on rates that",
-    "convnext_jax/planning/whole_run.py lists; the steps are as if the input kept up.",
-    "Between slices: what a chip sends, over its share of the host's network cards (v5e 3.1 GB/s,",
-    "v6e 12.5 GB/s, by Cloud TPU's documentation; of others none is published: no time is added).",
-)
-GPU_NOTES = (
-    "Memory is that of one GPU, against what JAX takes of it: three quarters, or the share that",
-    "XLA_PYTHON_CLIENT_MEM_FRACTION says. Compute is a lower bound, not a measurement: the sum,",
-    "over the kernels of a step, of the longer of its bytes over the memory's bandwidth and its",
-    "products over the peak; arithmetic that is no product and launches are left out. It was",
-    "compiled without the GPU, so nothing is tuned: on the GPU products and convolutions may be",
-    "other kernels. Exchange is what NVLink needs within a host at full bandwidth, and between",
-    "hosts a network card for each GPU, as NVIDIA's DGX have them, added as if nothing",
-    "overlapped. Start, evaluations, saves and the data are arithmetic on rates that",
-    "convnext_jax/planning/whole_run.py lists; the steps are as if the input kept up.",
-)
-# Where there is no better time than the compiler's.
-NO_SCHEDULES = (
-    "THE COMPILER WROTE NO SCHEDULES that could be read: where compute has no lower bound, times",
-    "are by the compiler's estimate, which may be too long or too short by a factor of two.",
-)
-
-
-def _room(row: dict[str, Any]) -> str:
-    room = row["room"]
-    if room is None:
-        return "by an unknown amount"
-    return f"{abs(room) / GIB:.2f} GiB {'free' if room >= 0 else 'too much'}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
-
-
-def _exchange(total: dict[str, int], dtypes: Sequence[str]) -> str:
-    return f"{total['count']}, {total['bytes'] / 1e6:.1f} MB {' '.join(dtypes)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -83,13 +83,13 @@ def test_a_step_with_and_without_schedules():
 CONFIG = ["--config", "configs/imagenet1k.py:tiny", "--topology", "v5e:4x4"]
 
 
-def measured(job):
+def measured(job, quick=False):
     """Stands in for compiling; the first row's numbers are the issue's."""
     text = ESTIMATED if job.variant.remat else ESTIMATED.replace("6000", "0")
     found = compiling.read_compiled(Compiled(text), job.machine, 4096, {"a": 3000})
     sizes = dict.fromkeys(("parameters", "optimizer", "moving average", "batch"), 2**30)
     row = {"variant": str(job.variant), "fsdp": job.variant.fsdp, "per_device_batch": 128}
-    row |= {"micro_batches": 2, "flops": 7e12} | found
+    row |= {"quick": quick, "micro_batches": 2, "flops": 7e12} | found
     parts = dict.fromkeys(("start", "steps", "evaluations", "saves"), 60.0)
     row["memory"] |= sizes
     return row | {"run": parts, "hours": 6.25}
@@ -99,9 +99,9 @@ def measured(job):
 def compiled(monkeypatch):
     tried = []
 
-    def measure(job):
-        tried.append(job.variant)
-        return measured(job)
+    def measure(job, quick=False):
+        tried.append((job.variant, quick))
+        return measured(job, quick)
 
     monkeypatch.setattr(command, "measure", measure)
     monkeypatch.setattr(command, "describe_devices", lambda machine: [None] * machine.size)
@@ -112,22 +112,35 @@ def compiled(monkeypatch):
 def test_the_config_as_it_is_comes_first(compiled, capsys):
     own = ["--config.mesh.fsdp=16", "--config.model.remat=True"]
     command.main([*CONFIG, "--compilations", "2", "--price", "1.2", *own])
-    assert compiled == [Variant(16, True), Variant(1, False)]
+    assert compiled == [
+        (Variant(16, True), True),
+        (Variant(16, True), False),
+        (Variant(1, False), False),
+    ]
     printed = capsys.readouterr()
     lines = printed.err.splitlines()
-    # Its answer, before the next is compiled.
-    assert lines[0].startswith("compiling fsdp 16, remat")
-    assert lines[1].startswith("fsdp 16, remat: fits, 16.00 GiB free")
-    assert lines[1].endswith("ms at least, the run 6.2 h, $120.00")  # 6.25 h of 16 chips
-    assert lines[2].startswith("compiling replicated")
+    # Each answer before the next is compiled, the first one in haste.
+    assert lines[0].startswith("compiling fsdp 16, remat for v5e:4x4 in haste")
+    assert lines[1].startswith("first answer, of a slower program than the run's: fsdp 16, remat")
+    assert lines[2].startswith("compiling fsdp 16, remat")
+    assert lines[3].startswith("fsdp 16, remat: fits, 16.00 GiB free")
+    assert all(lines[n].endswith("ms at least, the run 6.2 h, $120.00") for n in (1, 3))  # 6.25 h
+    assert lines[4].startswith("compiling replicated")
     for row in ("compute, at least", "  schedules alone", "compiler's estimate", "cost"):
         assert f"\n{row} " in printed.out
-    assert "NO SCHEDULES" not in printed.out
+    assert "NO SCHEDULES" not in printed.out and "IN HASTE" not in printed.out
+
+
+def test_quick_ends_with_the_first_answer(compiled, capsys):
+    command.main([*CONFIG, "--quick", "--price", "1.2"])
+    assert compiled == [(Variant(1, False), True)]
+    printed = capsys.readouterr().out
+    assert "COMPILED IN HASTE" in printed and "\ncost " in printed and "$120.00" in printed
 
 
 def test_a_plan_without_schedules_says_so(compiled, monkeypatch, capsys):
     monkeypatch.setattr(
-        command, "measure", lambda job: measured(job) | {"compute_from": "compiler"}
+        command, "measure", lambda *job, **how: measured(*job, **how) | {"compute_from": "compiler"}
     )
     command.main([*CONFIG, "--compilations", "1"])
     printed = capsys.readouterr()

@@ -97,7 +97,7 @@ def test_what_needs_more_than_a_gpu_has_does_not_fit(monkeypatch):
             assert lowering_platforms == ("cuda",)
             return self
 
-        def compile(self):
+        def compile(self, options):
             return self
 
     step = types.SimpleNamespace(function=Step(), abstract_state=None, steps=None)
