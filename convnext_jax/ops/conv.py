@@ -21,6 +21,8 @@ DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 def conv(x: Array, kernel: Array, stride: int, padding: Padding, groups: int = 1) -> Array:
     """Convolves `x` with XLA's convolution, or, large 3x3 filters on CPUs, with Winograd's.
 
+    Where that has an infinite number among the images, its neighbours become NaN.
+
     Args:
       x: [N, H, W, C] floating point.
       kernel: [k, l, C / groups, D] floating point, used as rounded to the dtype of `x`. Its

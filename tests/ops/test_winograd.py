@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -114,6 +115,14 @@ def test_where_it_is_chosen(platform, shape, features, stride, groups, dtype, ch
     lowered = jax.jit(gradients).trace(x, kernel).lower(lowering_platforms=(platform,))
     products = lowered.as_text().count("stablehlo.dot_general")
     assert (products == 3 * 16) == chosen and chosen == (products > 3)
+
+
+def test_any_number_of_images_is_exported_as_a_convolution():
+    (n,) = jax.export.symbolic_shape("n")
+    x = jax.ShapeDtypeStruct((n, 16, 16, 128), np.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 128, 256), np.float32)
+    exported = jax.export.export(jax.jit(lambda x, k: conv(x, k, 1, SAME)))(x, kernel)
+    assert "stablehlo.convolution" in exported.mlir_module()
 
 
 def test_images_stay_on_their_devices():
