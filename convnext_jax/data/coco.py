@@ -8,7 +8,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,12 +75,17 @@ class Coco2017(tfds.core.GeneratorBasedBuilder):
             metadata.notes[splits[0]] = [
                 f"there is no split `{split}`, as {files} has no {_SPLITS[split][0]}"
             ]
-        return {split: self._generate_examples(files, split, metadata) for split in splits}
+        # All of it before the first image is written, which takes most of an hour.
+        found = {split: files.annotations(split) for split in splits}
+        for split in splits:
+            files.require_images(split, found[split].file_names)
+        return {
+            split: self._generate_examples(files, found[split], split, metadata) for split in splits
+        }
 
     def _generate_examples(
-        self, files: "Files", split: str, metadata: ObjectMetadata
+        self, files: "Files", found: CocoFile, split: str, metadata: ObjectMetadata
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        found = files.annotations(split)
         expected = _SPLITS[split][1]
         if len(found.image_ids) != expected:
             metadata.notes.setdefault(split, []).append(
@@ -178,6 +183,23 @@ class Files:
                 f" nothing is prepared, `data.name=folder` with `data.annotations` reads it"
             )
         return found
+
+    def require_images(self, split: str, names: Sequence[str]) -> None:
+        """Raises InputError unless a split has images of these names; reads none."""
+        folder = _SPLITS[split][0]
+        place = self._place(folder)
+        assert place is not None
+        if place.is_dir():
+            there = {path.name for path in place.iterdir()}
+        else:
+            with _whole(place), place.open("rb") as file, zipfile.ZipFile(file) as opened:
+                there = {name.removeprefix(f"{folder}/") for name in opened.namelist()}
+        missing = sorted(set(names) - there)
+        if missing:
+            raise InputError(
+                f"{place} must have the images that its annotations list, and {len(missing)} of"
+                f" {len(names)} are missing: {', '.join(missing[:_MOST_UNUSABLE])}"
+            )
 
     def images(self, split: str) -> contextlib.AbstractContextManager[Any]:
         """A function that reads an image of a split by its name, as long as the block lasts."""

@@ -11,6 +11,8 @@ from convnext_jax.data.decode import one_line
 from convnext_jax.data.instances import LEAST_BOX_SIDE, Objects, stacked_boxes
 from convnext_jax.errors import InputError, did_you_mean
 
+# Pixels; pycocotools counts those of an image in 32 bits.
+_LARGEST_SIDE = 2**16 - 1
 # A box may reach so far beyond its image before a note says so: what rounding does.
 _ROUNDING = 1.0
 
@@ -62,7 +64,7 @@ def read_coco(content: bytes, name: str) -> CocoFile:
         raise InputError(f"{name} must have annotations in COCO's format, and is empty")
     try:
         found = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{name} must have annotations in COCO's format, and is not JSON: {one_line(error)}"
         ) from error
@@ -79,10 +81,10 @@ def read_coco(content: bytes, name: str) -> CocoFile:
         raise InputError(f"{name} must have images, and has none")
     for number, image in images.items():
         for side in ("height", "width"):
-            if not isinstance(image[side], int) or image[side] < 1:
+            if not isinstance(image[side], int) or not 1 <= image[side] <= _LARGEST_SIDE:
                 raise InputError(
-                    f"`{side}` (={image[side]}) of image {number} in {name} must be a number of"
-                    f" pixels, 1 or more"
+                    f"`{side}` (={image[side]}) of image {number} in {name} must be a whole number"
+                    f" of pixels from 1 to {_LARGEST_SIDE}"
                 )
     reader = _Reader(name, images, {category: label for label, category in enumerate(categories)})
     for number, annotation in _numbered(
@@ -193,7 +195,7 @@ class _Reader:
     def _check_box(self, number: int, box: Any, height: int, width: int) -> None:
         what = f"`bbox` (={box}) of annotation {number} in {self._name}"
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            raise InputError(f"{what} must be four numbers: left, top, width, height")
+            raise InputError(f"{what} must be four finite numbers: left, top, width, height")
         left, top, wide, high = box
         if wide < 0 or high < 0:
             raise InputError(f"{what} must have a width and a height of 0 or more")
@@ -243,10 +245,15 @@ def _numbered(
             if not isinstance(row, dict) or key not in row:
                 raise InputError(f"{what} {place} in {name}, from 0, must have `{key}`")
         number = row["id"]
-        if not isinstance(number, int):
-            raise InputError(f"`id` (={number!r}) of a {what} in {name} must be a whole number")
+        if not isinstance(number, int) or abs(number) >= 2**63:
+            raise InputError(
+                f"`id` (={number!r}) of {what} {place} in {name}, from 0, must be a whole number of"
+                f" 64 bits"
+            )
         if number in found:
-            raise InputError(f"`id` (={number}) of a {what} in {name} must be given once")
+            raise InputError(
+                f"`id` (={number}) of {what} {place} in {name}, from 0, must be given once"
+            )
         found[number] = row
     return found
 

@@ -123,10 +123,16 @@ def _runs(counts: str | bytes) -> list[int]:
 
     Each is written in digits of 5 bits, the lowest first, in characters from "0" on, whose sixth
     bit says that more follow; from the fourth on it is the difference to the last but one.
+
+    Raises:
+      InputError: there are other characters, or the last number has no end: pycocotools would read
+        on behind it.
     """
     runs, value, shift = list[int](), 0, 0
-    for code in counts.encode() if isinstance(counts, str) else counts:
+    for code in map(ord, counts) if isinstance(counts, str) else counts:
         digit = code - ord("0")
+        if not 0 <= digit < 64:
+            raise InputError("the counts of its RLE must be of characters from `0` to `o`")
         value |= (digit & 31) << shift
         shift += 5
         if digit & 32:
@@ -135,6 +141,8 @@ def _runs(counts: str | bytes) -> list[int]:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value, shift = 0, 0
+    if shift:
+        raise InputError("the counts of its RLE must be whole numbers, and the last has no end")
     return runs
 
 

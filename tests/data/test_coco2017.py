@@ -226,6 +226,7 @@ def changed(split, **parts):
 
 
 TRAIN = content_of("train")
+HELD_OUT = f"val2017/{content_of('validation')['images'][0]['file_name']}"
 NAME = f"train2017/{TRAIN['images'][0]['file_name']}"
 SMALL = saved(photograph(np.random.default_rng(0), 20, 30), "JPEG")
 BAD = {
@@ -233,7 +234,11 @@ BAD = {
     "no image": (FILES | {NAME: b"text"}, "000000001000.jpg: it is no image: UnidentifiedImage"),
     "missing": (
         {name: content for name, content in FILES.items() if name != NAME},
-        "train2017.zip must be a complete zip file: KeyError",
+        r"train2017.zip must have the images that its annotations list, and 1 of ",
+    ),
+    "validation's, before training's are written": (
+        {name: content for name, content in FILES.items() if name != HELD_OUT},
+        r"val2017.zip must have the images that its annotations list, and 1 of ",
     ),
     "categories": (
         changed("train", categories=[{"id": i, "name": f"class {i}"} for i in range(91)]),

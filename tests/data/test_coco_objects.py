@@ -215,7 +215,7 @@ BAD = {
     ),
     "list for a number": (with_annotation(image_id=[1]), r"`image_id` \(=\[1\]\) of annotation"),
     "outside": (with_annotation(bbox=[500, 5, 9, 9]), "and lies outside"),
-    "three numbers": (with_annotation(bbox=[5, 5, 9]), "must be four numbers: left, top, width, h"),
+    "three numbers": (with_annotation(bbox=[5, 5, 9]), "must be four finite numbers: left, top, w"),
     "negative": (with_annotation(bbox=[5, 5, -9, 9]), "must have a width and a height of 0 or mor"),
     "no box": (without("bbox"), "annotation 0 in .*, from 0, must have `bbox`"),
     "infinite": (with_annotation(area=float("inf")), r"`area` \(=inf\) of annotation .* a number"),
@@ -240,11 +240,11 @@ BAD = {
     "RLE without counts": (with_annotation(segmentation={"size": SIZE}), "must have `size` and `c"),
     "twice an image": (
         lambda c: c | {"images": c["images"] + c["images"][:1]},
-        r"`id` \(=1\) of a image in .* must be given once",
+        r"`id` \(=1\) of image 12 in .*, from 0, must be given once",
     ),
     "twice an annotation": (
         lambda c: c | {"annotations": c["annotations"][:1] * 2},
-        rf"`id` \(={ID}\) of a annotation in .* must be given once",
+        rf"`id` \(={ID}\) of annotation 1 in .*, from 0, must be given once",
     ),
     "twice a category": (
         lambda c: c | {"categories": [*c["categories"], {"id": 3, "name": "person"}]},
@@ -252,11 +252,31 @@ BAD = {
     ),
     "words for a number": (
         lambda c: c | {"images": [c["images"][0] | {"id": "one"}]},
-        r"`id` \(='one'\) of a image in .* must be a whole number",
+        r"`id` \(='one'\) of image 0 in .*, from 0, must be a whole number",
+    ),
+    "a number too large": (
+        lambda c: c | {"images": [c["images"][0] | {"id": 2**70}]},
+        r"`id` \(=1180591620717411303424\) of image 0 in .* must be a whole number of 64 bits",
+    ),
+    "nested": (
+        lambda c: "[" * 200_000,
+        "and is not JSON: RecursionError",
+    ),
+    "RLE without an end": (
+        with_annotation(segmentation={"size": SIZE, "counts": "`0P"}),
+        "must be whole numbers, and the last has no end",
+    ),
+    "RLE of other characters": (
+        with_annotation(segmentation={"size": SIZE, "counts": "\ud800"}),
+        "must be of characters from `0` to `o`",
+    ),
+    "huge": (
+        lambda c: c | {"images": [c["images"][0] | {"height": 2**31}]},
+        r"`height` \(=2147483648\) of image 1 in .* must be a whole number of pixels from 1 to",
     ),
     "no height": (
         lambda c: c | {"images": [c["images"][0] | {"height": 0}]},
-        r"`height` \(=0\) of image 1 in .* must be a number of pixels, 1 or more",
+        r"`height` \(=0\) of image 1 in .* must be a whole number of pixels from 1 to 65535",
     ),
     "missing": (
         lambda c: (
