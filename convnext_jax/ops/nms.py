@@ -28,9 +28,9 @@ def nms(boxes: Array, valid: Array, threshold: float, groups: Array | None = Non
     Returns:
       bool [..., K]: which boxes are kept.
     """
-    count = boxes.shape[-2]
-    if count == 0:
+    if valid.size == 0:
         return valid
+    count = boxes.shape[-2]
     block = min(_BLOCK, count)
     padding = [(0, 0)] * (valid.ndim - 1) + [(0, -count % block)]
     alive = jnp.pad(valid, padding)

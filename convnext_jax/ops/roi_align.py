@@ -81,7 +81,7 @@ def roi_align(
     Args:
       maps: [N, H_l, W_l, C] floating point, of each level.
       sizes: whole numbers [N, 2] of each level: rows and columns of each example's own map, where
-        its border is; beyond it nothing is read.
+        its border is; what is beyond counts for nothing if it is finite.
       boxes: float32 [N, R, 4]: x1, y1, x2, y2 in pixels, x along columns. No gradient.
       levels: int32 [N, R], indices into `maps`; what is none of them gets zeros.
       strides: pixels per cell of each level.
@@ -92,7 +92,8 @@ def roi_align(
       right to 16 bits on TPUs and 11 bits on GPUs.
 
     Raises:
-      InputError: if there are not as many sizes, or strides, as maps, or the axes do not fit.
+      InputError: if there are no maps, not as many sizes, or strides, as maps, or axes or dtypes
+        do not fit.
     """
     counts = len(maps), len(sizes), len(strides)
     if len(set(counts)) != 1:
@@ -105,7 +106,15 @@ def roi_align(
             f"`boxes` (shape {boxes.shape}) must be [N, R, 4] and `levels` (shape {levels.shape})"
             " [N, R]"
         )
+    dtypes, channels = ({str(x.dtype) for x in maps}, {x.shape[-1] for x in maps})
+    if len(dtypes) != 1 or len(channels) != 1:
+        raise InputError(
+            f"`maps` (of {sorted(dtypes)}, {sorted(channels)} channels) must have one dtype and one"
+            f" number of channels"
+        )
     shapes = tuple(x.shape for x in maps)
+    if levels.size == 0:
+        return jnp.zeros((*levels.shape, out, out, shapes[0][-1]), maps[0].dtype)
     static = _Static(shapes, maps[0].dtype, tuple(strides), out)
     return _roi_align(static, tuple(maps), tuple(sizes), lax.stop_gradient(boxes), levels)
 
@@ -142,6 +151,8 @@ def mask_targets(masks: Array, boxes: Array, objects: Array, out: int = 28) -> A
     Returns:
       bool [N, R, out, out].
     """
+    if masks.size == 0 or objects.size == 0:
+        return jnp.zeros((*objects.shape, out, out), bool)
     height, width = masks.shape[2], masks.shape[3] * _BYTE
     grid = _Grid(height, width, min(_MASK_TILE, height), min(_MASK_TILE, width), out)
     size = jnp.broadcast_to(jnp.asarray((height, width), jnp.int32), (masks.shape[0], 2))

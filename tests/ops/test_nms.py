@@ -132,3 +132,8 @@ def test_it_is_torchvisions():
         for case, keep in zip(boxes, found, strict=True):
             kept = torchvision.ops.nms(torch.from_numpy(case), falling, threshold)
             np.testing.assert_array_equal(np.flatnonzero(keep), np.sort(kept.numpy()))
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 3)])
+def test_nothing_to_suppress(shape):
+    assert nms(jnp.zeros((*shape, 4)), jnp.ones(shape, bool), 0.5).shape == shape

@@ -265,6 +265,18 @@ def test_shapes_that_do_not_fit_are_refused():
         roi_align([x], [size, size], boxes, levels, [4], 7)
     with pytest.raises(InputError, match=r"`levels` \(shape \(1, 2\)\)"):
         roi_align([x], [size], boxes, levels[:, :2], [4], 7)
+    for other in (x.astype(jnp.float16), jnp.zeros((1, 4, 4, 3))):
+        with pytest.raises(InputError, match=r"`maps` \(of .* must have one dtype and one number"):
+            roi_align([x, other], [size, size], boxes, levels, [4, 8], 7)
+
+
+@pytest.mark.parametrize(("images", "regions"), [(0, 3), (2, 0)])
+def test_nothing_to_align(images, regions):
+    x, size = jnp.zeros((images, 8, 8, 5)), jnp.full((images, 2), 8)
+    boxes, levels = jnp.zeros((images, regions, 4)), jnp.zeros((images, regions), jnp.int32)
+    assert roi_align([x], [size], boxes, levels, [4], 7).shape == (images, regions, 7, 7, 5)
+    masks = jnp.zeros((images, 2, 16, 2), jnp.uint8)
+    assert mask_targets(masks, boxes, levels, 28).shape == (images, regions, 28, 28)
 
 
 def test_levels_change_at_112_224_and_448_pixels():
