@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import argparse
 import csv
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -173,8 +174,13 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     for name in _FILES:
         place = getattr(arguments, name)
-        if place is not None and not Path(place).absolute().parent.is_dir():
-            raise InputError(f"`--{name}` (={place}) must be in a folder that is there")
+        if place is None:
+            continue
+        path = Path(place).absolute()
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            raise InputError(f"`--{name}` (={place}) must be in a folder that can be written to")
+        if path.is_dir() or path.name == ".json":
+            raise InputError(f"`--{name}` (={place}) must be the name of a file")
     reading = {"eval_batch": arguments.batch_size, "on_error": arguments.on_error}
     if arguments.multi_scale and arguments.batch_size is None:
         reading["eval_batch"] = mesh.size  # an image is twelve of them

@@ -71,7 +71,8 @@ def locate(
     if arguments.least_score is not None and task != "detection":
         raise InputError(f"`--least_score` is for models that detect, and {source} {verb}")
     folder = Path(arguments.output)
-    names = of_masks.output_names(images, arguments.images)
+    ending = of_objects.PICTURE if task == "detection" else of_masks.PICTURE
+    names = of_masks.output_names(images, arguments.images, ending)
     writable_folder("--output", folder)
     class_names = description.class_names
     if class_names is None and description.spec.num_classes == len(_KNOWN[task]):

@@ -158,6 +158,8 @@ def predict(arguments: argparse.Namespace) -> bool:
                 lambda: {"params": weights.read(), "batch_stats": weights.batch_stats()},
             )
         model = load(weights).model
+    if arguments.least_score is not None:
+        raise InputError(f"`--least_score` is for models that detect, and {source} does not")
     output = None if arguments.output is None else _writable("--output", Path(arguments.output))
     predictor = Predictor(
         model, found.preprocessing, found.class_names, batch_size=arguments.batch_size

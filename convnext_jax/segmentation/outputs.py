@@ -13,11 +13,12 @@ from convnext_jax.errors import InputError, RunError
 from convnext_jax.segmentation.colours import label_picture, overlay
 from convnext_jax.segmentation.predictor import Segmentation
 
-_ENDINGS = ("_labels.png", "_overlay.png", ".json")
+PICTURE = "_labels.png"
+_ENDINGS = (PICTURE, "_overlay.png", ".json")
 
 
 def output_names(
-    images: Sequence[str], places: Sequence[str], ending: str = _ENDINGS[0], flag: str = "--output"
+    images: Sequence[str], places: Sequence[str], ending: str = PICTURE, flag: str = "--output"
 ) -> list[str]:
     """Names of images' outputs, without endings: their paths in the folder that was named.
 

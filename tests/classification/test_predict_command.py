@@ -165,6 +165,9 @@ def test_other_input_that_cannot_be_used(capsys, workdir, pictures, tmp_path):
     assert "no complete checkpoint" in refused(capsys, "--checkpoint", tmp_path, picture)
     assert "the step (=4)" in refused(capsys, *checkpoint, "--step", 4, picture)
     assert "`top` (=0)" in refused(capsys, *checkpoint, "--top", 0, picture)
+    assert "is for models that detect" in refused(
+        capsys, *checkpoint, "--least_score", 0.5, picture
+    )
     assert "`batch_size` (=0)" in refused(capsys, *checkpoint, "--batch_size", 0, picture)
     assert list(tmp_path.iterdir()) == []
 

@@ -113,6 +113,8 @@ def test_a_finished_run_is_evaluated_and_draws(whole, folders, env, tmp_path):
 
     refused = commands.run([*evaluate, "--confusion", str(tmp_path / "x.csv")], env)
     assert refused.returncode == 2 and "must not be given" in refused.stderr
+    refused = commands.run([*evaluate, "--output", str(tmp_path)], env)
+    assert refused.returncode == 2 and "must be the name of a file" in refused.stderr
 
     photos = tmp_path / "photos"
     commands.write_digit_folders(photos, 3)
