@@ -60,6 +60,12 @@ class CocoFolder:
         self.class_names, self.category_ids = found.class_names, found.category_ids
         self.num_classes = len(self.class_names)
         files = [os.path.normpath(name) for name in found.file_names]
+        absolute = next(filter(os.path.isabs, files), None)
+        if absolute is not None:
+            raise InputError(
+                f"`file_name` (={absolute}) of an image in {annotations} must be relative to the"
+                f" folder of the images"
+            )
         part = part_of(split, root)
         self._images = _images_folder(root, part.folder, files)
         _check_there(self._images, files, self._annotations_file)

@@ -284,6 +284,12 @@ BAD = {
         ),
         "must have the images that .* lists, and 1 of 13 are missing: x/y.jpg",
     ),
+    "absolute": (
+        lambda c: (
+            c | {"images": [c["images"][0] | {"id": 90, "file_name": "/1.jpg"}, *c["images"]]}
+        ),
+        r"`file_name` \(=/1.jpg\) of an image in .* must be relative to the folder of the images",
+    ),
     "one file twice": (
         lambda c: c | {"images": c["images"] + [c["images"][0] | {"id": 90}]},
         "must list each image once, and lists 000000000001.jpg again",
