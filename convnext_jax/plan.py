@@ -82,12 +82,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
         " the largest batch (default: 8)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="only the first answer, of the config as it is"
+        "--quick",
+        action="store_true",
+        help="only the first answer, of the config as it is, from a program compiled in haste",
     )
     parser.add_argument(
         "--price", type=float, help="dollars for an hour of a chip, for the cost of the run"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, at the end, instead of a table"
+    )
     return parser.parse_with_overrides(arguments)
 
 
@@ -203,7 +207,8 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
     if devices is None:
         return result | {"variants": [analyse(job) for job in jobs]}
     jobs = jobs[: arguments.compilations]
-    if not machine.is_gpu:  # whose programs compile in minutes anyway
+    # Programs wait for the whole; those for GPUs compile in minutes anyway.
+    if arguments.quick or not (arguments.json or machine.is_gpu):
         _progress(f"compiling {jobs[0].variant} for {machine.name} in haste, for a first answer")
         row = _priced(measure(jobs[0], quick=True), machine, arguments.price)
         _progress(f"first answer, of a slower program than the run's: {answer(row)}")

@@ -138,6 +138,11 @@ def test_quick_ends_with_the_first_answer(compiled, capsys):
     assert "COMPILED IN HASTE" in printed and "\ncost " in printed and "$120.00" in printed
 
 
+def test_programs_wait_for_the_whole(compiled):
+    command.main([*CONFIG, "--json", "--compilations", "1"])
+    assert compiled == [(Variant(1, False), False)]
+
+
 def test_a_plan_without_schedules_says_so(compiled, monkeypatch, capsys):
     monkeypatch.setattr(
         command, "measure", lambda *job, **how: measured(*job, **how) | {"compute_from": "compiler"}
