@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 from jax import Array
 
-_FEW = 2
 _DEVICES = contextvars.ContextVar("devices", default=1)
 
 
@@ -25,8 +24,8 @@ def batch_over(devices: int) -> Iterator[None]:
         _DEVICES.reset(token)
 
 
-def devices_with_few(x: Array) -> int | None:
-    """Over how many devices images [N, ...] lie if each has few of them; None: it has more."""
+def devices_with_few(x: Array, most: int = 2) -> int | None:
+    """Over how many devices images [N, ...] lie if each has `most` or fewer; None: it has more."""
     devices = _DEVICES.get()
     images, rest = divmod(x.shape[0], devices)
-    return devices if rest == 0 and 0 < images <= _FEW else None
+    return devices if rest == 0 and 0 < images <= most else None

@@ -76,7 +76,9 @@ def test_few_are_at_most_two_on_each_device():
     assert few == {0: None, 1: 1, 2: 1, 3: None, 8: None}
     with batch_over(4):
         few = {n: devices_with_few(jnp.zeros((n, 1))) for n in (1, 2, 4, 6, 8, 12)}
+        one = {n: devices_with_few(jnp.zeros((n, 1)), 1) for n in (4, 8)}
     assert few == {1: None, 2: None, 4: 4, 6: None, 8: 4, 12: None}
+    assert one == {4: 4, 8: None}
     assert devices_with_few(jnp.zeros((8, 1))) is None
 
 
