@@ -26,8 +26,8 @@ def conv(x: Array, kernel: Array, stride: int, padding: Padding, groups: int = 1
     Args:
       x: [N, H, W, C] floating point.
       kernel: [k, l, C / groups, D] floating point, used as rounded to the dtype of `x`. Its
-        gradient is not rounded to that, so sums over devices, which follow, are in the kernel's
-        dtype.
+        gradient is not rounded to that, but on GPUs; sums over devices, which follow, are in the
+        kernel's dtype.
       stride: of both axes.
       padding: zeros around the images.
       groups: of channels.
@@ -126,7 +126,7 @@ def filter_gradient(
         (low, taps - 1 + stride * (out - 1) + 1 - size - low) for taps, size, out, (low, _) in sides
     ]
 
-    def correlate(x: Array, dy: Array) -> Array:
+    def correlate(x: Array, dy: Array, dtype: DTypeLike = kernel.dtype) -> Array:
         return lax.conv_general_dilated(
             x,
             dy,
@@ -135,11 +135,11 @@ def filter_gradient(
             rhs_dilation=(stride, stride),
             dimension_numbers=("CHWN", "IHWO", "HWNC"),
             batch_group_count=groups,
-            preferred_element_type=kernel.dtype,
+            preferred_element_type=dtype,
         )
 
-    def widened(x: Array, dy: Array) -> Array:
-        return correlate(x.astype(kernel.dtype), dy.astype(kernel.dtype))
+    def rounded(x: Array, dy: Array) -> Array:
+        return correlate(x, dy, x.dtype).astype(kernel.dtype)
 
     branches: dict[str, Callable] = {}
     if stride == 1 and groups == 1:
@@ -151,8 +151,9 @@ def filter_gradient(
         elif x.dtype == kernel.dtype and kernel.shape[2] * kernel.shape[3] >= _LARGE:
             branches["cpu"] = functools.partial(_by_columns, padding=padding)
     if x.dtype != kernel.dtype:
-        # Those of cuDNN have results like their operands; bfloat16 is exact in TensorFloat-32.
-        branches |= {"cuda": widened, "rocm": widened}
+        # Those of cuDNN have results like their operands. What is rounded is a device's sum, as it
+        # is in PyTorch; operands in float32 would be two more maps in memory, twice as large.
+        branches |= {"cuda": rounded, "rocm": rounded}
     return lax.platform_dependent(x, dy, **branches, default=correlate)
 
 

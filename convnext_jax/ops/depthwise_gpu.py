@@ -23,9 +23,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+
+from convnext_jax.ops.depthwise_rules import filter_gradient_with_rules, forward_with_rules
 
 # Pallas is imported by the functions that use it, which run only where a GPU is: it would add a
 # fifth to the time that importing JAX takes.
@@ -37,10 +36,12 @@ _MOST_ELEMENTS = 2**31 - 1
 _LARGEST_FILTER = 11
 _WARPS = 4
 _THREADS = 32 * _WARPS
-# Programs that the filter gradient is cut into: enough to fill any GPU of today more than once.
-_PROGRAMS = 1024
-# Pixels that each of them sums at least, so that the k * k sums it writes are few beside them.
-_PIXELS_PER_PART = 512
+# Programs that the filter gradient is cut into, at most: three times what the 132 processors of an
+# H100 or H200 take at once, three each by their registers.
+_PROGRAMS = 3 * 3 * 132
+# Pixels that each of them sums at least, so that the k * k sums it writes are few beside them. With
+# it the 14 x 14 and 7 x 7 pixels of 128 images are a little less than two and one times so many.
+_PIXELS_PER_PART = 384
 
 
 def device_ready() -> bool:
@@ -71,7 +72,7 @@ def pallas_forward(x: Array, kernel: Array, *, interpret: bool = False) -> Array
     With `interpret`, here and below, the kernel is emulated by XLA operations on any platform, for
     tests.
     """
-    return _forward_with_rules(interpret)(x, kernel)
+    return _forward_on_devices(interpret)(x, kernel)
 
 
 @functools.partial(jax.jit, static_argnames="interpret")
@@ -87,7 +88,7 @@ def pallas_filter_gradient(x: Array, kernel: Array, dy: Array, *, interpret: boo
 
     Nothing is added atomically, so every run gives the same bits.
     """
-    sums = _filter_gradient_with_rules(kernel.shape[0], interpret)(x, dy)
+    sums = _filter_gradient_on_devices(kernel.shape[0], interpret)(x, dy)
     return sums.astype(kernel.dtype)
 
 
@@ -175,6 +176,15 @@ def _mask(cut: _Cut, place: _Place, pixel: int) -> Array:
     return jnp.broadcast_to(mask, place.offset.shape)
 
 
+def _at(ref: Any, offset: Array) -> Any:
+    """The places of an array that are so far from its start, whatever its axes.
+
+    An array that is flattened for the kernel would be one of its own to XLA: what makes it would be
+    written in float32, read, rounded and written again.
+    """
+    return ref.at[(*(0,) * (len(ref.shape) - 1), offset)]
+
+
 def _load_pixels(ref: Any, cut: _Cut, place: _Place, below: Any, pixels: range) -> dict[int, Array]:
     """The strips' pixels `below` rows further down, by number, in float32; zeros beyond borders."""
     from jax.experimental.pallas import triton
@@ -186,14 +196,16 @@ def _load_pixels(ref: Any, cut: _Cut, place: _Place, below: Any, pixels: range) 
     )
     return {
         pixel: triton.load(
-            ref.at[place.offset + pixel * cut.channels], mask=_mask(cut, place, pixel), other=0
+            _at(ref, place.offset + pixel * cut.channels), mask=_mask(cut, place, pixel), other=0
         ).astype(jnp.float32)
         for pixel in pixels
     }
 
 
-def _forward_program(x: Any, kernel: Any, y: Any, *, cut: _Cut, k: int, store: Callable) -> None:
-    """Computes one tile of `y` from `x` and `kernel`, all flat arrays."""
+def _forward_program(
+    x: Any, kernel: Any, y: Any, *, cut: _Cut, k: int, store: Callable, multiply_add: Callable
+) -> None:
+    """Computes one tile of `y` from `x` and `kernel`."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
@@ -208,11 +220,11 @@ def _forward_program(x: Any, kernel: Any, y: Any, *, cut: _Cut, k: int, store: C
         pixels = _load_pixels(x, cut, place, i - k // 2, cut.reach(k))
         sums = list(totals)
         for j in range(k):
-            tap = kernel.at[(i * k + j) * cut.channels + channel]
+            tap = _at(kernel, (i * k + j) * cut.channels + channel)
             weight = triton.load(tap, mask=channel < cut.channels, other=0).astype(jnp.float32)
             for t in range(tile.width):
                 if t + j - k // 2 in pixels:
-                    sums[t] += pixels[t + j - k // 2] * weight
+                    sums[t] = multiply_add(pixels[t + j - k // 2], weight, sums[t])
         return tuple(sums)
 
     zeros = (jnp.zeros(place.offset.shape, jnp.float32),) * tile.width
@@ -222,9 +234,17 @@ def _forward_program(x: Any, kernel: Any, y: Any, *, cut: _Cut, k: int, store: C
 
 
 def _filter_gradient_program(
-    x: Any, dy: Any, sums: Any, *, cut: _Cut, k: int, length: int, store: Callable
+    x: Any,
+    dy: Any,
+    sums: Any,
+    *,
+    cut: _Cut,
+    k: int,
+    length: int,
+    store: Callable,
+    multiply_add: Callable,
 ) -> None:
-    """Sums over `length` blocks of strips into `sums`, flat [parts, k, k, channels]."""
+    """Sums over `length` blocks of strips into `sums`, [parts, k, k, 1, channels]."""
     from jax.experimental import pallas as pl
 
     program, tile = pl.program_id(0), cut.tile
@@ -239,7 +259,8 @@ def _filter_gradient_program(
             for j in range(k):
                 for t, slope in slopes.items():
                     if t + j - k // 2 in pixels:
-                        sums[i * k + j] += pixels[t + j - k // 2] * slope
+                        pixel = pixels[t + j - k // 2]
+                        sums[i * k + j] = multiply_add(pixel, slope, sums[i * k + j])
         return tuple(sums)
 
     zeros = (jnp.zeros((tile.strips, tile.channels), jnp.float32),) * (k * k)
@@ -259,17 +280,40 @@ def _call(program: Callable, name: str, programs: int, out: Any, interpret: bool
             # Interpreted, what is masked is written too, with what was there before; that would
             # undo another lane's write at the same place. Past the end nothing is written.
             offset = jnp.where(mask, offset, ref.shape[0])
-        triton.store(ref.at[offset], value, mask=mask)
+        triton.store(_at(ref, offset), value, mask=mask)
 
-    return pl.pallas_call(
-        functools.partial(program, store=store),
-        out_shape=out,
+    def multiply_add(a: Array, b: Array, total: Array) -> Array:
+        if interpret:
+            return a * b + total
+        # XLA has the two operations rounded apart, which the assembler may not join: twice the
+        # instructions.
+        (total,) = triton.elementwise_inline_asm(
+            "fma.rn.f32 $0, $1, $2, $3;",
+            args=(a, b, total),
+            constraints="=f,f,f,f",
+            pack=1,
+            result_shape_dtypes=(jax.ShapeDtypeStruct(total.shape, total.dtype),),
+        )
+        return total
+
+    # Interpreted, only a flat array has places so far from its start.
+    flat = jax.ShapeDtypeStruct((math.prod(out.shape),), out.dtype)
+    call = pl.pallas_call(
+        functools.partial(program, store=store, multiply_add=multiply_add),
+        out_shape=flat if interpret else out,
         grid=(programs,),
         # No pipelining through shared memory: the caches and other warps hide the latency.
         compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
         interpret=interpret,
         name=name,
     )
+
+    def called(*arrays: Array) -> Array:
+        if interpret:
+            return call(*(a.reshape(-1) for a in arrays)).reshape(out.shape)
+        return call(*arrays)
+
+    return called
 
 
 def _forward(x: Array, kernel: Array, *, interpret: bool) -> Array:
@@ -278,10 +322,9 @@ def _forward(x: Array, kernel: Array, *, interpret: bool) -> Array:
     number, height, width, channels = x.shape
     cut = _Cut(number, height, width, channels, choose_tile(width, channels, per_thread=4))
     program = functools.partial(_forward_program, cut=cut, k=k)
-    out = jax.ShapeDtypeStruct((x.size,), x.dtype)
     programs = cut.strip_blocks * cut.channel_blocks
-    call = _call(program, "depthwise_forward", programs, out, interpret)
-    return call(x.reshape(-1), kernel.reshape(-1)).reshape(x.shape)
+    out = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return _call(program, "depthwise_forward", programs, out, interpret)(x, kernel)
 
 
 def _filter_gradient(x: Array, dy: Array, *, k: int, interpret: bool) -> Array:
@@ -297,97 +340,16 @@ def _filter_gradient(x: Array, dy: Array, *, k: int, interpret: bool) -> Array:
     )
     parts = math.ceil(cut.strip_blocks / length)
     program = functools.partial(_filter_gradient_program, cut=cut, k=k, length=length)
-    out = jax.ShapeDtypeStruct((parts * k * k * cut.channels,), jnp.float32)
+    out = jax.ShapeDtypeStruct((parts, k, k, 1, cut.channels), jnp.float32)
     call = _call(program, "depthwise_filter_gradient", parts * cut.channel_blocks, out, interpret)
-    sums = call(x.reshape(-1), dy.reshape(-1)).reshape(parts, k, k, 1, cut.channels)
-    return sums.sum(0)
-
-
-# XLA neither partitions nor batches a custom call by itself: it would gather a sharded batch on
-# every device. What follows tells it that images and channels are independent of one another.
+    return call(x, dy).sum(0)
 
 
 @functools.cache
-def _forward_with_rules(interpret: bool) -> Callable:
-    one_device = functools.partial(_forward, interpret=interpret)
-    sharded = custom_partitioning(lambda x, kernel: one_device(x, kernel))
-
-    def partition(mesh: Any, arguments: Any, result: Any) -> Any:
-        del result
-        images, kernels = _shardings(arguments[0].sharding)
-        return mesh, one_device, images, (images, kernels)
-
-    sharded.def_partition(
-        partition,
-        infer_sharding_from_operands=lambda mesh, arguments, _: _shardings(arguments[0].sharding)[
-            0
-        ],
-        sharding_rule="n h w c, i j o c -> n h w c",
-        need_replication_factors=("h", "w", "i", "j", "o"),
-    )
-    batched = custom_vmap(sharded)
-
-    @batched.def_vmap
-    def _(size: int, is_batched: Any, x: Array, kernel: Array) -> tuple[Array, bool]:
-        if not is_batched[1]:
-            y = batched(x.reshape(-1, *x.shape[2:]), kernel)
-            return y.reshape(x.shape), True
-        y = batched(_into_channels(x, size, is_batched[0]), _into_channels(kernel, size, True))
-        return _from_channels(y, size), True
-
-    return batched
+def _forward_on_devices(interpret: bool) -> Callable:
+    return forward_with_rules(functools.partial(_forward, interpret=interpret))
 
 
 @functools.cache
-def _filter_gradient_with_rules(k: int, interpret: bool) -> Callable:
-    one_device = functools.partial(_filter_gradient, k=k, interpret=interpret)
-    sharded = custom_partitioning(lambda x, dy: one_device(x, dy))
-
-    def partition(mesh: Any, arguments: Any, result: Any) -> Any:
-        del result
-        images, kernels = _shardings(arguments[0].sharding)
-        axes = images.spec[0]
-
-        def sum_over_devices(x: Array, dy: Array) -> Array:
-            sums = one_device(x, dy)
-            return sums if axes is None else lax.psum(sums, axes)
-
-        return mesh, sum_over_devices, kernels, (images, images)
-
-    sharded.def_partition(
-        partition,
-        infer_sharding_from_operands=lambda mesh, arguments, _: _shardings(arguments[0].sharding)[
-            1
-        ],
-        sharding_rule="n h w c, n h w c -> i j o c",
-        reduction_factors=("n",),
-        need_replication_factors=("h", "w", "i", "j", "o"),
-    )
-    batched = custom_vmap(sharded)
-
-    @batched.def_vmap
-    def _(size: int, is_batched: Any, x: Array, dy: Array) -> tuple[Array, bool]:
-        x, dy = (_into_channels(a, size, b) for a, b in zip((x, dy), is_batched, strict=True))
-        return _from_channels(batched(x, dy), size), True
-
-    return batched
-
-
-def _shardings(images: NamedSharding) -> tuple[NamedSharding, NamedSharding]:
-    """How images and filters are to be sharded, for images that come sharded as `images`."""
-    spec = (*images.spec, None, None, None, None)
-    return (
-        NamedSharding(images.mesh, PartitionSpec(spec[0], None, None, spec[3])),
-        NamedSharding(images.mesh, PartitionSpec(None, None, None, spec[3])),
-    )
-
-
-def _into_channels(a: Array, size: int, is_batched: bool) -> Array:
-    """[V, ..., C] as [..., V * C]; what is not batched is repeated `size` (= V) times."""
-    a = jnp.moveaxis(a, 0, -2) if is_batched else jnp.repeat(a[..., None, :], size, axis=-2)
-    return a.reshape(*a.shape[:-2], -1)
-
-
-def _from_channels(a: Array, size: int) -> Array:
-    """[..., V * C] as [V, ..., C] with V = `size`."""
-    return jnp.moveaxis(a.reshape(*a.shape[:-1], size, -1), -2, 0)
+def _filter_gradient_on_devices(k: int, interpret: bool) -> Callable:
+    return filter_gradient_with_rules(functools.partial(_filter_gradient, k=k, interpret=interpret))

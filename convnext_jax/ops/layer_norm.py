@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from convnext_jax.ops.fence import fence
+from convnext_jax.ops.fence import fence, written
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
@@ -47,18 +47,33 @@ def _backward(
     del eps
     # Fenced, or the compiler would find what the forward pass made of them, and keep that.
     x, mean, factor, dy = (fence(a) for a in (*residuals[:3], dy))
+    # Else GPUs compute them again with each sum over the pixels, and write its terms in float32.
+    mean, factor = written(mean), written(factor)
     scale = residuals[3]
     normal = (_widen(x) - mean) * factor
-    leading = tuple(range(x.ndim - 1))
-    dscale, dbias = (dy * normal).sum(leading), dy.sum(leading)
+    dscale, dbias = _sums(dy * normal, dy)
     scaled = dy * _last(scale, x.ndim)
     along = (scaled * normal).mean(axis=-1, keepdims=True)
     dx = factor * (scaled - scaled.mean(axis=-1, keepdims=True) - normal * along)
-    return fence(dx.astype(x.dtype)), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
+    return written(fence(dx.astype(x.dtype))), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
 
 
 _layer_norm = jax.custom_vjp(_value, nondiff_argnums=(3,))
 _layer_norm.defvjp(_forward, _backward)
+
+
+def _sums(a: Array, b: Array) -> tuple[Array, Array]:
+    """Of each channel; on GPUs in one pass over both, which XLA would make two."""
+    leading = tuple(range(a.ndim - 1))
+
+    def apart(a: Array, b: Array) -> tuple[Array, Array]:
+        return a.sum(leading), b.sum(leading)
+
+    def together(a: Array, b: Array) -> tuple[Array, Array]:
+        zero = jnp.zeros((), a.dtype)
+        return lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), leading)
+
+    return lax.platform_dependent(a, b, cuda=together, rocm=together, default=apart)
 
 
 def _widen(x: Array) -> Array:

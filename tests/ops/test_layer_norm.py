@@ -1,9 +1,12 @@
 """Layer normalisation against PyTorch's, its derivatives, and what jit makes of it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from elsewhere import as_on
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
@@ -63,6 +66,32 @@ def test_low_precision_input_is_normalised_in_float32():
     # Nothing but `dx` is ever rounded to bfloat16.
     assert_close((y, expected[1], dscale, dbias), expected, 1e-5)
     assert_close((y, dx, dscale, dbias), expected, 2.0**-8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_form_for_gpus_agrees(dtype):
+    x, *others = data((4, 3, 5, 16), np.float32)
+    arguments = jnp.asarray(x, dtype), *others
+    found = as_on("cuda", value_and_gradients, *arguments)
+    here = jax.jit(value_and_gradients)(*arguments)
+    assert [r.dtype for r in found] == [r.dtype for r in here]
+    # Sums of 60 float32 terms in another order; `dx` is rounded to bfloat16 once in both.
+    rounding = 2.0**-8 if dtype == "bfloat16" else 1e-5
+    assert_close((found[0], here[1], *found[2:]), here, 1e-5)
+    assert_close(found, here, rounding)
+
+
+def test_gpus_write_statistics_and_gradients_as_they_are():
+    x, *others = data((4, 3, 5, 16), np.float32)
+    traced = jax.jit(value_and_gradients).trace(jnp.asarray(x, jnp.bfloat16), *others)
+    counts = {}
+    for platform in ("cpu", "tpu", "cuda"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        barriers = re.findall(r"optimization_barrier.* : (\S+)", text)
+        counts[platform] = sorted(barriers)
+    # Mean, factor, and the gradient of the input in its own dtype.
+    written = ["tensor<4x3x5x16xbf16>", "tensor<4x3x5x1xf32>", "tensor<4x3x5x1xf32>"]
+    assert counts == {"cpu": [], "tpu": [], "cuda": written}
 
 
 def test_large_mean_does_not_cost_digits():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from elsewhere import as_on
 
 from convnext_jax.ops import channels, depthwise_conv, depthwise_cpu, patch_conv
 from convnext_jax.ops.conv import conv
@@ -74,13 +75,29 @@ def test_every_filter_gradient_of_the_depthwise_convolution(gradient):
     np.testing.assert_allclose(found, wide, rtol=1e-5)  # float32 sums in another order
 
 
-@pytest.mark.parametrize(("platform", "operands"), [("tpu", "bf16"), ("cuda", "f32")])
-def test_convolutions_that_platforms_have(platform, operands):
+@pytest.mark.parametrize(("platform", "result"), [("tpu", "f32"), ("cuda", "bf16")])
+def test_convolutions_that_platforms_have(platform, result):
     # cuDNN has no convolution of bfloat16 with a float32 result.
     x, kernel = data((2, 8, 8, 4), (7, 7, 1, 4))
     y, traced = x, jax.jit(depthwise_conv.xla_filter_gradient).trace(x, kernel, x)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     (line,) = [line for line in text.splitlines() if "stablehlo.convolution" in line]
     shape = "x".join(map(str, y.shape))
-    assert f"(tensor<{shape}x{operands}>, tensor<{shape}x{operands}>) -> " in line
-    assert line.rstrip().endswith("tensor<7x7x1x4xf32>")
+    assert f"(tensor<{shape}xbf16>, tensor<{shape}xbf16>) -> " in line
+    assert line.rstrip().endswith(f"tensor<7x7x1x4x{result}>")
+
+
+@pytest.mark.parametrize("name", ["patches, XLA's", "overlapping", "depthwise"])
+def test_the_form_for_gpus_is_rounded_once(name):
+    function, *shapes = CASES[name]
+    x, parameter = data(*shapes)
+    y, pull_back = jax.vjp(function, x, parameter)
+    dy = jnp.asarray(np.random.default_rng(1).uniform(size=y.shape), jnp.bfloat16)
+    expected = pull_back(dy)[1]
+
+    def gradient(x, parameter, dy):
+        return jax.vjp(function, x, parameter)[1](dy)[1]
+
+    found = as_on("cuda", gradient, x, parameter, dy)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=2**-8)
