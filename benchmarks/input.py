@@ -40,6 +40,7 @@ from convnext_jax.config import default_config, resolve
 from convnext_jax.data.decode import decode
 from convnext_jax.data.folder import FolderSource
 from convnext_jax.data.pipeline import train_batches
+from convnext_jax.training.stopwatch import Stopwatch
 
 POLICY = "rand-m9-mstd0.5-inc1"
 SIZE = 224
@@ -215,7 +216,7 @@ def time_training(
     config.augment.auto_augment = POLICY
     config.num_steps = (rounds + 1) * steps + 2
     config.optim.warmup_epochs = 0.0
-    run = builders.build_run(resolve(config), time.perf_counter())
+    run = builders.build_run(resolve(config), Stopwatch())
     state = run.initialize()
     seconds: dict[str, list[float]] = {"decoding": [], "memory": []}
     with run.batches(0) as batches:

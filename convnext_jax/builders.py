@@ -31,18 +31,19 @@ from convnext_jax.training.loop import Run
 from convnext_jax.training.reporting import flat
 from convnext_jax.training.state import TrainState
 from convnext_jax.training.step import metric_names
+from convnext_jax.training.stopwatch import Stopwatch
 from convnext_jax.training.task import Evaluation
 from convnext_jax.weights.find import Weights, placed
 from convnext_jax.weights.load import load
 from convnext_jax.wings import wing_of
 
 
-def build_run(config: Config, began: float, directory: epath.Path | None = None) -> Run:
+def build_run(config: Config, stopwatch: Stopwatch, directory: epath.Path | None = None) -> Run:
     """Builds all that `training.loop.train` needs; opens the data, but computes nothing yet.
 
     Args:
       config: of the run.
-      began: when the program did, by `time.perf_counter`.
+      stopwatch: of the program's start.
       directory: of its checkpoints; None: it has none that it could go on from.
 
     Raises:
@@ -50,6 +51,7 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
         the run goes on from or starts with.
     """
     mesh = sharding.create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.slices)
+    stopwatch.lap("reaching the devices")
     accumulation(config.data, mesh.size)  # fails before the data is opened
     wing = wing_of(config.model.name)
     source = wing.open(config, config.data.train_split, training=True)
@@ -58,6 +60,7 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
     require_one_label(source)
     require_same_everywhere(config, [source, held_out])
     allow_open_files([source, held_out], workers_of(config.data))
+    stopwatch.lap("opening the data")
     start = find_start(config, directory)
     source, remarks = start.match(source, config.init_head)
     held_out, _ = start.match(held_out, config.init_head)
@@ -120,7 +123,7 @@ def build_run(config: Config, began: float, directory: epath.Path | None = None)
         hang_seconds=config.hang_seconds,
         metrics=metric_names(task.scalars, config.log_batch_hashes),
         metric=evaluation.metric,
-        began=began,
+        stopwatch=stopwatch,
         description=task.model.to_json()
         | {"config": dataclasses.asdict(config), "metric": evaluation.metric.name},
         plan="\n".join(

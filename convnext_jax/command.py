@@ -2,8 +2,12 @@
 
 import atexit
 import gc
+import time
 
 from convnext_jax import errors, interrupts
+
+# When the program did, by `time.perf_counter`.
+BEGAN = time.perf_counter()
 
 
 def begin(extra: str = "train") -> None:

@@ -15,7 +15,6 @@ import functools
 import itertools
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,16 +47,16 @@ from convnext_jax.retry import is_passing
 from convnext_jax.training import loop, summary
 from convnext_jax.training.mirror import Mirror
 from convnext_jax.training.state import TrainState
+from convnext_jax.training.stopwatch import Stopwatch
 
-_BEGAN = time.perf_counter()
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, or FILE:VARIANT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; continued if it has one.")
 
 
-def run(config: Config, place: str, preemption: processes.Preemption) -> None:
+def run(config: Config, place: str, preemption: processes.Preemption, stopwatch: Stopwatch) -> None:
     """Trains to the end and leaves `summary.json` and `curves.png`, unless that is done already."""
     directory = builders.checkpoint_dir(config, builders.workdir_path(place))
-    job = builders.build_run(config, _BEGAN, directory)
+    job = builders.build_run(config, stopwatch, directory)
     workdir = builders.prepare_workdir(place)
     mirror = Mirror(workdir, directory, active=processes.is_first())
     start, finished = 0, False
@@ -78,8 +77,8 @@ def run(config: Config, place: str, preemption: processes.Preemption) -> None:
         results = summary.read_summary(workdir)
         print(f"this run was finished before, at step {start}; nothing to do")
     else:
-        seconds = time.perf_counter() - _BEGAN
-        facts = builders.facts(config, job) | {"resumed_from_step": start, "seconds": seconds}
+        facts = builders.facts(config, job)
+        facts |= {"resumed_from_step": start, "seconds": stopwatch.seconds}
         results = summary.write_summary(workdir, facts, job.metric)
         summary.write_curves(workdir, f"{results['model']} on {results['dataset']}", job.metric)
         mirror.close()
@@ -199,6 +198,8 @@ def _input_error_behind(error: BaseException) -> InputError:
 def main(argv: Sequence[str]) -> None:
     """Runs after the flags are parsed."""
     del argv
+    stopwatch = Stopwatch(command.BEGAN)
+    stopwatch.lap("importing")
     # Libraries log how they work and what they raise; a run reports itself.
     logging.set_verbosity(logging.FATAL)
     try:
@@ -207,11 +208,12 @@ def main(argv: Sequence[str]) -> None:
             if config.compilation_cache:
                 keep_compiled_programs()
             processes.join()
+            stopwatch.lap("joining the other processes")
             preemption = processes.Preemption()
             try:
                 with processes.ending_together():
                     try:
-                        run(config, str(_WORKDIR.value), preemption)
+                        run(config, str(_WORKDIR.value), preemption, stopwatch)
                     except OSError as error:
                         if not is_passing(error):
                             raise

@@ -16,6 +16,7 @@ from convnext_jax.errors import InputError
 from convnext_jax.models.spec import ModelDescription, ModelSpec, params_of
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.starting import find_start
+from convnext_jax.training.stopwatch import Stopwatch
 
 SIZES = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
 
@@ -138,6 +139,6 @@ def test_a_runs_crops_are_as_large_as_its_config_says(monkeypatch, tmp_path):
     data |= {"global_batch": 64, "crop_scale": 0.35}
     model = {"name": "convnext_atto"} | SIZES
     config = from_dict({"data": data, "model": model, "optim": {"warmup_steps": 5}})
-    run = builders.build_run(config, 0.0)
+    run = builders.build_run(config, Stopwatch())
     run.batches(0)
     assert given[0].transform.scale == (0.35, 1.0)

@@ -18,6 +18,7 @@ from convnext_jax.config import CheckpointConfig, Config, DataConfig, ModelConfi
 from convnext_jax.errors import InputError
 from convnext_jax.models.spec import ModelDescription, ModelSpec
 from convnext_jax.models.variants import CLIP_MEAN, CLIP_STD, Preprocessing
+from convnext_jax.training.stopwatch import Stopwatch
 from convnext_jax.weights.find import find
 from convnext_jax.weights.load import load
 
@@ -80,7 +81,7 @@ def save(workdir, names, config=None, feeding=FEEDING, count=3):
 
 
 def build(config, workdir):
-    return builders.build_run(config, 0.0, epath.Path(workdir / "checkpoints"))
+    return builders.build_run(config, Stopwatch(), epath.Path(workdir / "checkpoints"))
 
 
 def labels_by_grey(run):

@@ -27,6 +27,7 @@ from convnext_jax.training.evaluator import Evaluator
 from convnext_jax.training.mirror import Mirror
 from convnext_jax.training.reporting import Reporter, evaluation_record
 from convnext_jax.training.state import TrainState
+from convnext_jax.training.stopwatch import Stopwatch
 from convnext_jax.training.task import Metric
 from convnext_jax.training.watchdog import Watchdog
 
@@ -64,7 +65,7 @@ class Run:
       hang_seconds: a step that takes longer is reported with all stacks; 0: never.
       metrics: names of what a step reports.
       metric: the result of an evaluation by which checkpoints are compared.
-      began: when the program did, by `time.perf_counter`.
+      stopwatch: of the program's start.
       page: (file, parameters, batch statistics) -> None, draws examples to look at; None: there are
         none to draw.
       pictures: (batch, step) -> uint8 [n, H, W, 3], what the model is fed with in a step, for
@@ -96,7 +97,7 @@ class Run:
     hang_seconds: float
     metrics: tuple[str, ...]
     metric: Metric
-    began: float
+    stopwatch: Stopwatch
     page: Callable[[Path, Any, Any], None] | None = None
     pictures: Callable[[Any, int], jax.Array] | None = None
     look: Callable[[Any, Any], list[str]] | None = None
@@ -138,7 +139,9 @@ def train(
         checkpoints = Checkpoints(directory, keep_last=run.keep_last, best_metric=run.best_metric)
         stack.push(functools.partial(_close, checkpoints))
         start = checkpoints.latest_step() or 0
+        run.stopwatch.lap("preparing")
         state = restore_state(run, directory, start) if start else run.initialize()
+        run.stopwatch.lap("restoring the checkpoint" if start else "making the first weights")
         evaluated = checkpoints.evaluation(start)
         if evaluated is not None:  # earlier versions stored results alone
             evaluated = {"epoch": start / run.steps_per_epoch} | dict(evaluated)
@@ -217,10 +220,11 @@ def train(
             batch = sharding.global_batch(next(batches), run.mesh)
             meter.waited(time.perf_counter() - began)
             if step == start:
-                began = time.perf_counter()
+                run.stopwatch.lap("waiting for the first batch")
                 reporter.line("compiling the step")
                 train_step = compile_together(run.train_step, state, batch)
-                reporter.line(f"compiled the step in {time.perf_counter() - began:.1f} s")
+                seconds = run.stopwatch.lap("compiling")
+                reporter.line(f"compiled the step in {seconds:.1f} s")
                 meter.begin()
                 reporter.begin()
             state, metrics = train_step(state, batch)
@@ -229,8 +233,9 @@ def train(
                 # Not before: a start that comes to nothing leaves all as it is.
                 checkpoints.begin()
                 stack.enter_context(preemption.with_work_to_save())
-                seconds = time.perf_counter() - run.began
-                reporter.line(f"first step done {seconds:.1f} s after the start")
+                run.stopwatch.lap("computing")
+                seconds = run.stopwatch.seconds
+                reporter.line(f"first step done {seconds:.1f} s after the start: {run.stopwatch}")
                 if run.pictures is not None:  # on all processes, which share the batch
                     with meter.paused():
                         draw = compile_together(run.pictures, batch, step)

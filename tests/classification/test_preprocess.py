@@ -18,6 +18,7 @@ from convnext_jax.errors import InputError
 from convnext_jax.models.pretrained import PRETRAINED
 from convnext_jax.models.spec import ModelDescription
 from convnext_jax.models.variants import VARIANTS, Preprocessing
+from convnext_jax.training.stopwatch import Stopwatch
 
 
 def cases():
@@ -128,7 +129,7 @@ def test_training_evaluates_the_pixels_that_prediction_sees(exif, tmp_path):
     config.data.update(name="folder", dir=str(tmp_path), eval_split="val", global_batch=8)
     config.data.update(exif=exif, image_size=64, eval_crop=1.0)
     config.num_steps = 1
-    run = build_run(resolve(config), 0.0)
+    run = build_run(resolve(config), Stopwatch())
     (batch,) = run.evaluator._passes()
     run.evaluator.close()
     description = ModelDescription.from_json(run.description)

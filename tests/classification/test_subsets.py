@@ -22,6 +22,7 @@ from convnext_jax.data.relabelled import relabelled
 from convnext_jax.data.sources import open_source
 from convnext_jax.errors import InputError
 from convnext_jax.models.variants import Preprocessing
+from convnext_jax.training.stopwatch import Stopwatch
 
 SMALL = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "kernel_size": 3}
 SIZE = 32
@@ -140,7 +141,7 @@ def test_lists_of_labels_are_not_trained_on(tmp_path):
     )
     data = dataclasses.replace(config.data, train_split="train", eval_split="train")
     with pytest.raises(InputError, match="must have one class for each image, and has a list"):
-        build_run(dataclasses.replace(config, data=data), 0.0)
+        build_run(dataclasses.replace(config, data=data), Stopwatch())
 
 
 def test_lists_of_labels_are_not_checked_for_training(tmp_path, capsys):

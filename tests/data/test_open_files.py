@@ -15,6 +15,7 @@ from convnext_jax import builders
 from convnext_jax.config import from_dict
 from convnext_jax.data.sources import open_source
 from convnext_jax.errors import InputError
+from convnext_jax.training.stopwatch import Stopwatch
 
 image = encode(Image.new("RGB", (8, 8)), "rgb")
 examples = [{"image": image, "label": 1, "file_name": str(i)} for i in range(1100)]
@@ -24,13 +25,13 @@ data = {"name": "odd", "dir": sys.argv[1], "eval_split": "train[:1%]", "global_b
 config = from_dict({"model": model, "data": data | {"image_size": 32}, "num_epochs": 30})
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-builders.build_run(config, 0.0)
+builders.build_run(config, Stopwatch())
 source = open_source("odd", "train", sys.argv[1])
 assert [source[i][1] for i in range(1100)] == [1] * 1100
 print("read")
 resource.setrlimit(resource.RLIMIT_NOFILE, (1300, 1300))
 try:
-    builders.build_run(config, 0.0)
+    builders.build_run(config, Stopwatch())
 except InputError as error:
     print(error)
 """

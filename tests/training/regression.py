@@ -6,7 +6,6 @@ environment says so.
 
 import dataclasses
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -22,6 +21,7 @@ from convnext_jax.training import loop
 from convnext_jax.training.evaluator import Evaluator
 from convnext_jax.training.mirror import Mirror
 from convnext_jax.training.step import metric_names
+from convnext_jax.training.stopwatch import Stopwatch
 from convnext_jax.training.task import Evaluation, Metric, Task
 
 # As many as fsdp splits.
@@ -166,7 +166,7 @@ def build(**changes):
         hang_seconds=0,
         metrics=metric_names(TASK.scalars, config.log_batch_hashes),
         metric=METRIC,
-        began=time.perf_counter(),
+        stopwatch=Stopwatch(),
     )
 
 

@@ -23,6 +23,7 @@ from convnext_jax.training.mirror import Mirror
 from convnext_jax.training.reporting import read_records
 from convnext_jax.training.state import TrainState
 from convnext_jax.training.step import METRICS
+from convnext_jax.training.stopwatch import Stopwatch
 
 SCORES = {4: 0.5, 8: 0.9, 12: 0.7}
 
@@ -100,7 +101,7 @@ def build(evaluator, delay=0.0, **options):
         hang_seconds=0,
         metrics=METRICS,
         metric=METRIC,
-        began=time.perf_counter(),
+        stopwatch=Stopwatch(),
     )
     return dataclasses.replace(run, **options)
 
@@ -253,6 +254,8 @@ def test_what_comes_before_the_first_step_is_not_in_the_speed(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.index("compiling the step") < printed.index("compiled the step in")
     assert re.search(r"parameters: 3 in 1 arrays", printed)
+    # Where the time to the first step went.
+    assert re.search(r"first step done \S+ s after the start: .*2\.\d s waiting for the f", printed)
     (eta,) = re.findall(r"step 1/2 .* ETA (\S+)", printed)
     assert eta == "00:00"
 
