@@ -7,7 +7,7 @@ BIN := .venv/bin
 PLAN := .venv/plan
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-roadmap results-creating results-segmentation-plans results-detection results-scenes results-detection-plans results-tpu-step results-scaling docs bench bench-check chaos rehearsal clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-roadmap results-creating results-segmentation-plans results-detection results-scenes results-detection-plans results-tpu-step results-gpu-step results-scaling docs bench bench-check chaos rehearsal clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -93,6 +93,10 @@ results-segmentation-plans: .venv/.plan
 # docs/performance.md; a quarter of an hour.
 results-tpu-step: .venv/.plan
 	PYTHONPATH=$(PLAN) $(BIN)/python -m benchmarks.tpu_step
+
+# Compiles a step for GPUs, and writes what it moves into docs/performance.md; ten minutes.
+results-gpu-step: .venv/.plan
+	PYTHONPATH=$(PLAN) $(BIN)/python -m benchmarks.gpu_step
 
 # Plans large runs on TPU slices, minutes each, and writes what came out into docs/scaling.md.
 results-scaling: .venv/.plan

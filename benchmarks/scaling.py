@@ -59,7 +59,7 @@ def key(run: str, topology: str, fsdp: int) -> str:
 def make_plan(
     config: str, topology: str, fsdp: int = 1, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Compiles a config's step in bfloat16 for a slice, with further overrides; minutes.
+    """Compiles a config's step in bfloat16 for a slice or GPUs, with further overrides; minutes.
 
     Raises:
       subprocess.CalledProcessError: the plan failed; it said why.
@@ -70,7 +70,8 @@ def make_plan(
     done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     plan = json.loads(done.stdout)
     (variant,) = plan.pop("variants")
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    compiler = "jax-cuda12-pjrt" if topology.startswith("gpu:") else "libtpu"
+    versions = {name: importlib.metadata.version(name) for name in ("jax", compiler)}
     return plan | variant | {"versions": versions}
 
 

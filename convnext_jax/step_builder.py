@@ -151,7 +151,7 @@ def step_of(task: Task, config: Config, mesh: Mesh, num_examples: int) -> Traini
         state_shardings=state_shardings,
         frozen=frozen,
         function=jax.jit(
-            batch_over(mesh.size)(train_step),
+            batch_over(mesh)(train_step),
             donate_argnums=0,
             in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
             out_shardings=(state_shardings, sharding.replicated(mesh)),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from convnext_jax.ops.few_images import devices_with_few
+from convnext_jax.ops.few_images import devices_with_few, summed_over_devices
 from convnext_jax.ops.winograd import suits, winograd_conv, winograd_filter_gradient
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # before and after, of height and width
@@ -153,7 +153,8 @@ def filter_gradient(
     if x.dtype != kernel.dtype:
         # Those of cuDNN have results like their operands. What is rounded is a device's sum, as it
         # is in PyTorch; operands in float32 would be two more maps in memory, twice as large.
-        branches |= {"cuda": rounded, "rocm": rounded}
+        each = summed_over_devices(rounded)
+        branches |= {"cuda": each, "rocm": each}
     return lax.platform_dependent(x, dy, **branches, default=correlate)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from convnext_jax.ops.fence import fence, written
+from convnext_jax.ops.few_images import summed_over_devices
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
@@ -73,7 +74,8 @@ def _sums(a: Array, b: Array) -> tuple[Array, Array]:
         zero = jnp.zeros((), a.dtype)
         return lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), leading)
 
-    return lax.platform_dependent(a, b, cuda=together, rocm=together, default=apart)
+    at_once = summed_over_devices(together)
+    return lax.platform_dependent(a, b, cuda=at_once, rocm=at_once, default=apart)
 
 
 def _widen(x: Array) -> Array:

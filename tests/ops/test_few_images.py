@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from ops.test_depthwise_conv import data, forward_and_gradients, torch_results
 
 from convnext_jax.ops import conv, depthwise_tpu
@@ -12,6 +12,10 @@ from convnext_jax.ops import depthwise_conv as ops
 from convnext_jax.ops.few_images import batch_over, devices_with_few
 
 DEVICES = 4
+
+
+def mesh_of(devices):
+    return AbstractMesh((devices,), ("data",), axis_types=(AxisType.Auto,))
 
 
 def depthwise_products(x, kernel, dy):
@@ -74,7 +78,7 @@ def test_images_stay_on_their_devices(function):
 def test_few_are_at_most_two_on_each_device():
     few = {n: devices_with_few(jnp.zeros((n, 1))) for n in (0, 1, 2, 3, 8)}
     assert few == {0: None, 1: 1, 2: 1, 3: None, 8: None}
-    with batch_over(4):
+    with batch_over(mesh_of(4)):
         few = {n: devices_with_few(jnp.zeros((n, 1))) for n in (1, 2, 4, 6, 8, 12)}
         one = {n: devices_with_few(jnp.zeros((n, 1)), 1) for n in (4, 8)}
     assert few == {1: None, 2: None, 4: 4, 6: None, 8: 4, 12: None}
@@ -96,7 +100,7 @@ def test_where_they_are_chosen(platform, devices, forms):
 
     x, kernel, dy = (jnp.asarray(a, jnp.bfloat16) for a in data(4, 6, 6, 8, 7))
     taps = jnp.ones((3, 3, 8, 8))
-    with batch_over(devices):
+    with batch_over(mesh_of(devices)):
         traced = jax.jit(lambda *a: gradients(*a)).trace(x, kernel, taps, dy)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     # That of a filter, and no other, has the batch where others have channels.

@@ -1,16 +1,19 @@
 """Gradients of float32 parameters that are used in bfloat16: summed, and left, in float32."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from elsewhere import as_on
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from convnext_jax.ops import channels, depthwise_conv, depthwise_cpu, patch_conv
 from convnext_jax.ops.conv import conv
 from convnext_jax.ops.dense import dense
+from convnext_jax.ops.few_images import batch_over
 
 # Each operation, the shape of its images and of its parameter. A sum of so many terms that
 # bfloat16, which has 8 binary places, would lose most of them.
@@ -101,3 +104,29 @@ def test_the_form_for_gpus_is_rounded_once(name):
     found = as_on("cuda", gradient, x, parameter, dy)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=2**-8)
+
+
+def test_gpus_add_over_devices_what_is_not_rounded_again():
+    function, *shapes = CASES["depthwise"]
+    x, kernel = data(*shapes)
+    dy = x[::-1]
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), (AxisType.Auto,) * 2, devices=jax.devices()[:4])
+    images = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def gradient(x, kernel, dy):
+        with batch_over(mesh):
+            return jax.vjp(function, x, kernel)[1](dy)[1]
+
+    jitted = jax.jit(gradient, in_shardings=(images, whole, images), out_shardings=whole)
+    text = jitted.trace(x, kernel, dy).lower(lowering_platforms=("cuda",)).as_text()
+    (line,) = [line for line in text.splitlines() if "[f, 0, 1, b]" in line]
+    # Four of the sixteen images, and their sum in the dtype of the operands,
+    assert "tensor<4x16x16x4xbf16>) -> tensor<7x7x1x4xbf16>" in line
+    # which is added in float32.
+    added = text[text.index("stablehlo.all_reduce") :]
+    assert re.search(r"\}\) : \((\S+)\) -> ", added)[1] == "tensor<7x7x1x4xf32>"
+    # The same sums in another order, and each device's rounded.
+    arguments = zip((x, kernel, dy), (images, whole, images), strict=True)
+    found = as_on("cuda", jitted, *(jax.device_put(a, place) for a, place in arguments))
+    np.testing.assert_allclose(found, gradient(x, kernel, dy), rtol=2**-8)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from convnext_jax.ops import conv, depthwise_tpu
 from convnext_jax.ops.depthwise_conv import xla_filter_gradient
@@ -105,9 +105,10 @@ def test_gradients_of_filters_of_one_image_are_faster_by_schedules(filters_of):
         forms = few, gradient
     seconds = []
     for devices, form in zip((1, 3), forms, strict=True):
+        mesh = AbstractMesh((devices,), ("data",), axis_types=(AxisType.Auto,))
 
-        def gradient_in(x, dy, form=form, devices=devices):
-            with batch_over(devices):  # three do not divide one image: XLA's
+        def gradient_in(x, dy, form=form, mesh=mesh):
+            with batch_over(mesh):  # three do not divide one image: XLA's
                 return form(x, jnp.zeros(kernel, F32), dy)
 
         seconds.append(bound_of("v5e:2x2", gradient_in, (image, image), BF16)[0].bound)
