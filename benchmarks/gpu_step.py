@@ -62,7 +62,7 @@ def main() -> None:
     for step, (config, topology, depthwise) in STEPS.items():
         batch = f"--config.data.global_batch={IMAGES}"
         with mock.patch.dict(os.environ, {"CONVNEXT_JAX_DEPTHWISE": depthwise}):
-            plan = make_plan(config, topology, overrides=(batch,))
+            plan = make_plan(config, topology, options=(batch,))
         found.setdefault(name, {})[step] = plan
         FILE.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(rewrite(PAGE.read_text(), {"gpu step": table(found)}))

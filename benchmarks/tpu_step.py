@@ -70,7 +70,7 @@ def main() -> None:
         if name not in plans:
             batch = f"--config.data.global_batch={IMAGES * CHIPS}"
             with mock.patch.dict(os.environ, environment):
-                plans[name] = make_plan(CONFIG, TOPOLOGY, overrides=(batch,)) | {
+                plans[name] = make_plan(CONFIG, TOPOLOGY, options=(batch,)) | {
                     "environment": environment
                 }
             FILE.write_text(json.dumps(plans, indent=1) + "\n")
