@@ -12,6 +12,7 @@ This module is also where the contents of results files are defined: device, lim
 import argparse
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,30 +65,62 @@ def warn_if_busy(threads: int) -> None:
         print(f"warning: the machine is busy (load {load:.1f}): measure again when it is quiet")
 
 
-def device_limits(dtype: str, platform: str) -> dict[str, float]:
-    """Measures the rates of the largest matrix product and copy that are at hand in JAX.
+def device_limits(dtype: str, platform: str, uses_torch: bool = False) -> dict[str, float]:
+    """Measures the rates of a large matrix product and copy in JAX, or in PyTorch.
 
     Returns:
       FLOP/s of the product of two square matrices of `dtype`, and bytes/s, read and written, of
       negating an array far larger than the caches; of the fastest of ten runs each.
     """
     side, size = (2048, 2**28) if platform == "cpu" else (8192, 2**30)
-    square = jax.random.normal(jax.random.key(0), (side, side), dtype)
-    array = jnp.ones((size // square.itemsize,), dtype)
-    work = {
-        "matmul_flops_per_second": (jax.jit(jnp.matmul), (square, square), 2 * side**3),
-        "copy_bytes_per_second": (jax.jit(jnp.negative), (array,), 2 * size),
+    length = size // jnp.dtype(dtype).itemsize
+    product, negative = (_torch_work if uses_torch else _jax_work)(dtype, platform, side, length)
+    return {
+        "matmul_flops_per_second": 2 * side**3 / _shortest(product),
+        "copy_bytes_per_second": 2 * size / _shortest(negative),
     }
-    return {name: _best_rate(*parts) for name, parts in work.items()}
 
 
-def _best_rate(function: Any, arguments: tuple[jax.Array, ...], amount: int) -> float:
+Work = Callable[[], Any]  # Returns when it is done.
+
+
+def _jax_work(dtype: str, platform: str, side: int, length: int) -> tuple[Work, Work]:
+    del platform
+    square = jax.random.normal(jax.random.key(0), (side, side), dtype)
+    array = jnp.ones((length,), dtype)
+    # With a float32 result: on CPUs XLA would else widen factors of bfloat16 first.
+    product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
+    negative = jax.jit(jnp.negative)
+    return (
+        lambda: jax.block_until_ready(product(square, square)),
+        lambda: jax.block_until_ready(negative(array)),
+    )
+
+
+def _torch_work(dtype: str, platform: str, side: int, length: int) -> tuple[Work, Work]:
+    import torch
+
+    device = "cuda" if platform == "gpu" else platform
+    square = torch.randn(side, side, dtype=getattr(torch, dtype), device=device)
+    array = torch.ones(length, dtype=square.dtype, device=device)
+
+    def done(function: Callable[..., Any], *arguments: Any) -> None:
+        function(*arguments)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return functools.partial(done, torch.mm, square, square), functools.partial(
+        done, torch.neg, array
+    )
+
+
+def _shortest(work: Work) -> float:
     seconds = []
     for _ in range(11):  # The first compiles.
         began = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
+        work()
         seconds.append(time.perf_counter() - began)
-    return amount / min(seconds)
+    return min(seconds)
 
 
 def least_work(model: str, mode: str, dtype: str, batch: int, image_size: int) -> tuple[int, int]:
@@ -151,9 +184,11 @@ def summary(settings: dict[str, Any], records: dict[str, dict[str, Any]]) -> dic
 
     Args:
       settings: what was run.
-      records: what each contestant gave, of ours with `limits`.
+      records: what each contestant gave, each that could be measured with `limits`.
     """
-    limits = records["ours"].pop("limits")
+    measured = [record.pop("limits") for record in records.values() if "limits" in record]
+    # The fastest that anybody reached: libraries differ in how much of the device they use.
+    limits = {name: max(found[name] for found in measured) for name in measured[0]}
     fields = ("model", "mode", "dtype", "batch", "image_size")
     flops, moved = least_work(*(settings[field] for field in fields))
     bound = max(flops / limits["matmul_flops_per_second"], moved / limits["copy_bytes_per_second"])

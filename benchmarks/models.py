@@ -271,7 +271,7 @@ def serve(pipe: Any, job: Job) -> None:
         while True:
             steps = pipe.recv()
             if steps == 0:
-                pipe.send(check.device_limits(job.dtype, job.platform))
+                pipe.send(check.device_limits(job.dtype, job.platform, job.uses_torch))
                 continue
             time_steps(job, step, 1)  # The others had the caches in between.
             seconds = time_steps(job, step, steps)
@@ -328,7 +328,7 @@ class Contestant:
 
 
 def take_turns(jobs: Sequence[Job], rounds: int, round_seconds: float) -> dict[str, dict[str, Any]]:
-    """Measures contestants, all alive at once; returns their records, of ours with `limits`.
+    """Measures contestants, all alive at once; returns their records, with `limits`.
 
     Raises:
       RunError: ours failed.
@@ -342,8 +342,9 @@ def take_turns(jobs: Sequence[Job], rounds: int, round_seconds: float) -> dict[s
         records = {name: contestant.record for name, contestant in running.items()}
         if "error" in records.get("ours", {}):
             raise RunError(f"ours could not be measured: {records['ours']['error']}")
-        if "ours" in running:
-            records["ours"]["limits"] = running["ours"].ask(0)
+        for name, contestant in running.items():
+            if "error" not in records[name] and "error" not in (limits := contestant.ask(0)):
+                records[name]["limits"] = limits
     return records
 
 
