@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from convnext_jax.errors import require_one_of
 from convnext_jax.models import checks, initial, layers, stems
 from convnext_jax.ops.channels import scale
+from convnext_jax.ops.pieces import in_pieces
 
 
 class Block(nnx.Module):
@@ -73,17 +74,23 @@ class Block(nnx.Module):
         # which XLA computes again on CPUs, with all in front of it, wherever it is used.
         y = x if inside is None else jnp.where(inside, x, jnp.zeros((), x.dtype))
         y = self.dwconv(y)
+        if key is None and self.grn is None:
+            width = self.pwconv1.out_features
+            return in_pieces(lambda x, y: x + self._mixed(y), x, y, width=width)
+        y = self._mixed(y, inside)
+        if key is not None and self.drop_path > 0:
+            y = layers.drop_path(y, jax.random.fold_in(key, self.index), self.drop_path)
+        return x + y
+
+    def _mixed(self, y: Array, inside: Array | None = None) -> Array:
+        """What comes behind the depthwise convolution: each pixel by itself, but for GRN."""
         y = self.norm(y)
         y = self.pwconv1(y)
         y = layers.ACTIVATIONS[self.activation](y)
         if self.grn is not None:
             y = self.grn(y, inside)
         y = self.pwconv2(y)
-        if self.gamma is not None:
-            y = scale(y, self.gamma[...])
-        if key is not None and self.drop_path > 0:
-            y = layers.drop_path(y, jax.random.fold_in(key, self.index), self.drop_path)
-        return x + y
+        return y if self.gamma is None else scale(y, self.gamma[...])
 
 
 def run_blocks(

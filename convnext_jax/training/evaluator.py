@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from convnext_jax import processes, sharding
 from convnext_jax.data.pipeline import Passes
 from convnext_jax.errors import InputError
+from convnext_jax.ops.few_images import batch_over
 from convnext_jax.training.task import Evaluation
 
 
@@ -32,7 +33,7 @@ class Program:
             return evaluation.sums(params, batch_stats, batch), found
 
         places = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-        self._jitted = jax.jit(compute, out_shardings=places)
+        self._jitted = jax.jit(batch_over(mesh)(compute), out_shardings=places)
 
     def __call__(self, variables: tuple[Any, Any], batch: Any) -> tuple[Any, Any]:
         """Sums over a batch, of the shapes of the first one, and what is found in its rows."""
