@@ -46,12 +46,23 @@ def this_device() -> dict[str, Any]:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     device, threads = jax.devices()[0], len(os.sched_getaffinity(0))
     if device.platform == "cpu":
+        # Processors of one name may compute at twice the other's speed.
         slug, hardware = f"cpu-{threads}-cores", machine()
+        if kind := _processor():
+            slug, hardware = f"{slug}-{'-'.join(kind)}", f"{hardware} ({' '.join(kind)})"
     else:
         slug = re.sub("[^a-z0-9]+", "-", device.device_kind.lower()).strip("-")
         hardware = f"{device.device_kind}, {machine()}"
     found = {"device": slug, "platform": device.platform, "hardware": hardware}
     return found | {"threads": threads}
+
+
+def _processor() -> list[str]:
+    """Vendor, family and model of the processor; empty: the system does not say."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    found = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    vendor = {"AuthenticAMD": "amd", "GenuineIntel": "intel"}.get(found.get("vendor_id", ""))
+    return [vendor, found["cpu family"], found["model"]] if vendor else []
 
 
 def warn_if_busy(threads: int) -> None:

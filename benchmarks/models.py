@@ -117,7 +117,11 @@ def jax_settings(job: Job) -> Iterator[tuple[str, Step]]:
         return
     schedule = optax.constant_schedule(LEARNING_RATE)
     optimizer = create_optimizer(schedule)
-    loss = cross_entropy(apply, classes, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+    def with_batch_stats(params: Any, batch_stats: Any, images: jax.Array, key: Any) -> Any:
+        return apply(params, images, key), batch_stats  # of which there are none
+
+    loss = cross_entropy(with_batch_stats, classes, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     step = make_train_step(loss, optimizer, schedule, seed=0)
     train = jax.jit(step, donate_argnums=0)
     batch = jax.device_put({"image": pixels, "label": labels})
