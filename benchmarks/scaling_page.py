@@ -38,7 +38,7 @@ LINES = {"v4": ":", "v5e": "-", "v6e": "--"}
 
 
 def made(plans: Plans) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Name, run, slice and contents of each plan that fits and has a lower bound, in their order."""
+    """Name, run, slice and contents of each plan that fits and has a lower bound, in order."""
     for run, topology, fsdp in PLANS:
         plan = plans.get(key(run, topology, fsdp))
         if plan is not None and plan["fits"] and plan["compute_from"] == "schedules":
