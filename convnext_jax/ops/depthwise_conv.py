@@ -42,8 +42,8 @@ def depthwise_conv(x: Array, kernel: Array) -> Array:
     Args:
       x: [N, H, W, C] floating point. H and W may be smaller than the filter.
       kernel: [k, k, 1, C] with k odd, the layout (HWIO) of a grouped convolution's kernel in Flax;
-        same dtype as `x`, or float32, which is rounded to it. Its gradient is not, so sums over
-        devices, which follow, are in the kernel's dtype.
+        same dtype as `x`, or float32, which is rounded to it. Its gradient is not, but by XLA's
+        convolution on GPUs; sums over devices, which follow, are in the kernel's dtype.
 
     Returns:
       [N, H, W, C], same dtype as `x`.

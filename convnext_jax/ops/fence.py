@@ -27,7 +27,7 @@ def written(x: Array) -> Array:
 
     XLA:GPU makes what is used in several ways anew for each of them, and leaves out a rounding
     that is taken back, so that maps are written in float32: two thirds more bytes for LayerNorm's
-    backward pass in bfloat16. On other platforms nothing happens. It is not differentiable.
+    backward pass in bfloat16. On other platforms nothing happens.
 
     Args:
       x: any shape.
