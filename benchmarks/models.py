@@ -4,7 +4,8 @@ Each contestant runs in a process of its own, with the same allocator settings a
 compile and warm up, which is reported apart, and then take turns in rounds of some seconds; what
 counts is the median of a contestant's rounds.
 
-- `ours`: the jitted model function; in training `make_train_step` with AdamW on uint8 images.
+- `ours`: the jitted model function, in bfloat16 the faster of float32 and bfloat16 kernels, as in
+  `Predictor`; in training `make_train_step` with AdamW on uint8 images.
 - `nnx-naive`: the same program around `benchmarks/nnx_naive.py`.
 - `timm`: PyTorch, channels last, fused AdamW, on images already normalised. In bfloat16 inference
   the faster of autocast and bfloat16 weights.
@@ -42,7 +43,7 @@ from convnext_jax.constants import IMAGENET_1K_CLASSES, IMAGENET_MEAN, IMAGENET_
 from convnext_jax.errors import InputError, RunError, exit_in_one_sentence, require_one_of
 from convnext_jax.models.checks import require
 from convnext_jax.models.registry import get_variant
-from convnext_jax.models.spec import ModelSpec, params_of
+from convnext_jax.models.spec import ModelSpec, kernel_dtypes, params_of, rounded_kernels
 from convnext_jax.optim.optimizer import create_optimizer
 from convnext_jax.training.state import initial_state
 from convnext_jax.training.step import make_train_step
@@ -99,7 +100,7 @@ class Job:
 
 
 def jax_settings(job: Job) -> Iterator[tuple[str, Step]]:
-    """The one way in which ours and the naive model run."""
+    """The ways in which ours and the naive model run."""
     classes = IMAGENET_1K_CLASSES
     ours = ModelSpec(job.model, classes, {"dtype": job.dtype}).create
     naive = functools.partial(create_naive, job.model, classes, job.dtype)
@@ -114,6 +115,9 @@ def jax_settings(job: Job) -> Iterator[tuple[str, Step]]:
     if job.mode == "infer":
         infer, on_device = jax.jit(apply), jnp.asarray(images, job.dtype)
         yield "", lambda: infer(params, on_device)
+        if job.contestant == "ours" and job.dtype != "float32":
+            rounded = rounded_kernels(params, kernel_dtypes(nnx.eval_shape(create)))
+            yield f"{job.dtype} kernels", lambda: infer(rounded, on_device)
         return
     schedule = optax.constant_schedule(LEARNING_RATE)
     optimizer = create_optimizer(schedule)

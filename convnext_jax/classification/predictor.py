@@ -20,6 +20,7 @@ from convnext_jax.classification.preprocess import ImageError, ImageLike, Prepro
 from convnext_jax.data.normalize import normalize
 from convnext_jax.errors import InputError, RunError
 from convnext_jax.models.registry import Model
+from convnext_jax.models.spec import kernel_dtypes, rounded_kernels
 from convnext_jax.models.variants import Preprocessing
 from convnext_jax.processes import usable_cores
 from convnext_jax.weights.class_names import readable
@@ -137,7 +138,8 @@ class Predictor:
         """Makes functions of pixels that run on all devices; nothing is compiled yet."""
         mesh = sharding.create_mesh()
         graph, state = nnx.split(model)
-        params = jax.device_put(nnx.to_pure_dict(state), sharding.replicated(mesh))
+        params = rounded_kernels(nnx.to_pure_dict(state), kernel_dtypes(model))
+        params = jax.device_put(params, sharding.replicated(mesh))
         mean, std = preprocessing.mean, preprocessing.std
 
         @jax.jit

@@ -13,6 +13,7 @@ from convnext_jax.models import initial, roadmap
 from convnext_jax.models.layers import DepthwiseConv
 from convnext_jax.models.registry import Model, create_model, get_variant
 from convnext_jax.models.variants import Preprocessing
+from convnext_jax.tree import map_with_names
 
 
 def params_of(model: nnx.Module) -> Any:
@@ -23,6 +24,33 @@ def params_of(model: nnx.Module) -> Any:
 def batch_stats_of(model: nnx.Module) -> Any:
     """What a model keeps of the batches it saw, as a tree like its parameters; empty for most."""
     return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
+def kernel_dtypes(model: nnx.Module) -> dict[str, Any]:
+    """The dtype that each kernel is rounded to when it is used, by the parameter's name.
+
+    Parameters without one here are used as they are, or are a few numbers for each channel.
+    """
+    return {
+        "/".join(map(str, (*path, "kernel"))): module.dtype
+        for path, module in nnx.iter_graph(model)
+        if isinstance(module, nnx.Linear | nnx.Conv | DepthwiseConv | roadmap.Conv)
+    }
+
+
+def rounded_kernels(params: Any, dtypes: Mapping[str, Any]) -> Any:
+    """Parameters for inference: kernels rounded once, and not in each call; outputs are the same.
+
+    In bfloat16 they are half as large, and what reads them takes less time: a call of ConvNeXt-T
+    on one image two thirds on CPU.
+
+    Args:
+      params: tree of parameters.
+      dtypes: of its kernels, from `kernel_dtypes`.
+    """
+    return map_with_names(
+        lambda name, a: a.astype(dtypes[name]) if dtypes.get(name) is not None else a, params
+    )
 
 
 # A start needs it several times; nobody writes to it.
@@ -81,16 +109,8 @@ class ModelSpec:
         return jax.tree.map(lambda drawing: drawing.values(), batch_stats_of(self.initial()))
 
     def kernel_dtypes(self) -> dict[str, Any]:
-        """The dtype that each kernel is rounded to when it is used, by the parameter's name.
-
-        Parameters without one here are used as they are, or are a few numbers for each channel.
-        """
-        modules = nnx.iter_graph(self.abstract())
-        return {
-            "/".join(map(str, (*path, "kernel"))): module.dtype
-            for path, module in modules
-            if isinstance(module, nnx.Linear | nnx.Conv | DepthwiseConv | roadmap.Conv)
-        }
+        """`kernel_dtypes` of the model."""
+        return kernel_dtypes(self.abstract())
 
     def with_params(self, params: Any, batch_stats: Any = None) -> Model:
         """The model with given parameters, and batch statistics if it has any."""

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from random_models import random_params
 
 from convnext_jax import create_model, tree
-from convnext_jax.models.spec import ModelDescription, ModelSpec
+from convnext_jax.models.spec import ModelDescription, ModelSpec, rounded_kernels
 from convnext_jax.models.variants import VARIANTS, Preprocessing
 
 SMALL = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
@@ -32,6 +33,30 @@ def test_other_channels():
     ].shape == (*(4, 4, 4, 8),)
     logits = jax.eval_shape(spec.create(), jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32))
     assert logits.shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ModelSpec("convnext_atto", 5, SMALL | {"dtype": "bfloat16"}),
+        ModelSpec("convnextv2_atto", 5, SMALL | {"dtype": "float16"}),
+        ModelSpec("convnext_isotropic_small", 5, {"depths": (1,), "dims": (32,)}),
+        ModelSpec("convnext_zepto_rms_ols", 5, SMALL | {"dtype": "bfloat16"}),
+    ],
+    ids=lambda spec: spec.name,
+)
+def test_kernels_rounded_beforehand_are_the_same_model(spec):
+    params = random_params(spec.abstract_params())
+    rounded = rounded_kernels(params, spec.kernel_dtypes())
+    low = jnp.dtype(spec.overrides.get("dtype", "float32"))
+    for name, leaf in tree.flatten_with_names(rounded).items():
+        is_rounded = name.endswith("kernel") and not name.startswith("head")
+        assert leaf.dtype == (low if is_rounded else jnp.float32), name
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), low)
+    function = jax.jit(spec.function())
+    expected = np.asarray(function(params, images))
+    assert np.isfinite(expected).all() and expected.std() > 1e-3
+    np.testing.assert_array_equal(function(rounded, images), expected)
 
 
 def test_descriptions_survive_json():
