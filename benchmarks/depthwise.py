@@ -55,6 +55,7 @@ PALLAS = (
 TOEPLITZ = (
     depthwise_tpu.toeplitz_forward,
     depthwise_tpu.toeplitz_input_gradient,
+    depthwise_tpu.toeplitz_filter_gradient,
 )
 
 
@@ -77,7 +78,7 @@ class Row:
 def implementations(
     platform: str, shape: tuple[int, int, int, int]
 ) -> dict[str, tuple[Callable[..., Array], ...]]:
-    """Those that this device runs. Each is the three operations or the first two, XLA's first.
+    """Those that this device runs. Each is the three operations; XLA's come first.
 
     `shifted` is what CPUs use, in plain XLA operations that run everywhere.
     """
@@ -144,8 +145,6 @@ def measure(
             exact = XLA[place](*wide[:count])
         rows, runs = {}, {}
         for name, functions in implementations(jax.default_backend(), shape).items():
-            if place >= len(functions):  # XLA's own takes this part
-                continue
             rows[name] = Row(shape, dtype, operation, name)
             run = functools.partial(functions[place], *(x, kernel, dy)[:count])
             try:

@@ -102,7 +102,12 @@ def _image_gradient(
 
 
 def filter_gradient(
-    x: Array, kernel: Array, dy: Array, stride: int, padding: Padding, groups: int = 1
+    x: Array,
+    kernel: Array | jax.ShapeDtypeStruct,
+    dy: Array,
+    stride: int,
+    padding: Padding,
+    groups: int = 1,
 ) -> Array:
     """Gradient with respect to the kernel: a convolution of `x` by `dy` with the batch summed.
 

@@ -92,13 +92,14 @@ def _backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
         tpu=depthwise_tpu.toeplitz_input_gradient if _toeplitz(x, kernel) else None,
         default=xla_input_gradient,
     )
-    devices = devices_with_few(x)
-    shifted = functools.partial(depthwise_tpu.shifted_filter_gradient, devices=devices)
+    tpu = depthwise_tpu.toeplitz_filter_gradient if _toeplitz(x, kernel, of_filter=True) else None
+    if (devices := devices_with_few(x)) is not None:
+        tpu = functools.partial(depthwise_tpu.shifted_filter_gradient, devices=devices)
     dkernel = _choose(
         (x, kernel, dy),
         cpu=depthwise_cpu.scanned_filter_gradient,
         cuda=depthwise_gpu.pallas_filter_gradient,
-        tpu=None if devices is None else shifted,
+        tpu=tpu,
         default=xla_filter_gradient,
     )
     return dx, dkernel
@@ -127,8 +128,8 @@ def _choose(
     return lax.platform_dependent(*arguments, **branches, default=default)
 
 
-def _toeplitz(x: Array, kernel: Array) -> bool:
-    return _CHOICE == "toeplitz" and depthwise_tpu.supported(x, kernel)
+def _toeplitz(x: Array, kernel: Array, of_filter: bool = False) -> bool:
+    return _CHOICE == "toeplitz" and depthwise_tpu.supported(x, kernel, of_filter)
 
 
 # The implementations are jitted so that blocks of equal shape share one trace.

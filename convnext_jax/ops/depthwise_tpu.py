@@ -8,8 +8,9 @@ the filter's taps and zeros. That is 8 to 15 times as many products, on units wi
 speed. Sums are the same up to their order: a product of two bfloat16 is exact in float32, and the
 zeros add nothing. It is not the default: with 16 images or fewer on a chip the compiler takes
 minutes for it, and the filters' matrices, made in each step, take longer than XLA's convolution.
-The filter's gradient would gain, too, but several devices would add their matrices, hundreds of
-times as large as the filters, and not what is made of them: it is XLA's.
+The filter's gradient is that of its matrices, whose entries of each tap are added. Each device does
+so by itself: the matrices are hundreds of times as large as the filters, and XLA would add them
+over all devices first.
 
 The filter's gradient as a sum of shifted slices, for one or two images on a device: XLA's leaves
 most of a register empty then, takes up to five times as long, and minutes to compile.
@@ -23,21 +24,27 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
-from convnext_jax.ops.conv import Padding, conv
+from convnext_jax.ops.conv import Padding, conv, filter_gradient
+from convnext_jax.ops.few_images import summed_over_devices
 
 _LANES = 128  # of a matrix unit; pixels of a block are no more
 _LEAST = 96  # with fewer, too much of it multiplies zeros
-_LEAST_SIDE = 28  # of images for which it is faster by schedules; at 14 pixels both are as fast
+# Of images for which it is faster by schedules. At 14 pixels only the filter's gradient is.
+_LEAST_SIDE, _LEAST_SIDE_OF_GRADIENT = 28, 14
 
 
-def supported(x: Array, kernel: Array) -> bool:
-    """Whether the convolution of `x` [N, H, W, C] is expected to be faster so."""
+def supported(x: Array, kernel: Array, of_filter: bool = False) -> bool:
+    """Whether the convolution of `x` [N, H, W, C] is expected to be faster so.
+
+    Or the gradient `of_filter`.
+    """
     _, height, width, _ = x.shape
     return (
         x.dtype == jnp.bfloat16
         and kernel.shape[0] == 7
-        and min(height, width) >= _LEAST_SIDE
+        and min(height, width) >= (_LEAST_SIDE_OF_GRADIENT if of_filter else _LEAST_SIDE)
         and rows_of_block(height, width) * width >= _LEAST
     )
 
@@ -62,6 +69,26 @@ def toeplitz_input_gradient(x: Array, kernel: Array, dy: Array) -> Array:
     """Gradient with respect to `x`: the convolution of `dy` with the filter turned around."""
     del x
     return toeplitz_forward(dy, kernel[::-1, ::-1])
+
+
+@jax.jit
+def toeplitz_filter_gradient(x: Array, kernel: Array, dy: Array) -> Array:
+    """Gradient with respect to the kernel, in its dtype; the arguments are `depthwise_conv`'s."""
+    k, channels = kernel.shape[0], x.shape[3]
+    rows, width = rows_of_block(*x.shape[1:3]), x.shape[2]
+    # Not rounded before a filter's are added.
+    places = _places(k, rows, width, jnp.promote_types(kernel.dtype, jnp.float32))
+    _, blocks, pixels, _ = places.shape
+    matrices = jax.ShapeDtypeStruct((blocks, 1, pixels, channels * pixels), places.dtype)
+
+    def of_device(x: Array, dy: Array) -> Array:
+        found = filter_gradient(
+            _to_blocks(x, rows), matrices, _to_blocks(dy, rows), 1, _padding(blocks), channels
+        )
+        found = found.reshape(blocks, pixels, channels, pixels)
+        return jnp.einsum("tbio,bico->tc", places, found, precision=lax.Precision.HIGHEST)
+
+    return summed_over_devices(of_device)(x, dy).reshape(kernel.shape).astype(kernel.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="devices")
@@ -112,16 +139,22 @@ def _from_blocks(blocks: Array, shape: tuple[int, ...], rows: int) -> Array:
 
 def _matrices(kernel: Array, rows: int, width: int) -> Array:
     """The filters as matrices [blocks, 1, pixels, C * pixels], same dtype."""
-    k, channels, pixels = kernel.shape[0], kernel.shape[3], rows * width
-    half = k // 2
+    k, channels = kernel.shape[0], kernel.shape[3]
+    places = _places(k, rows, width, kernel.dtype)
+    taps = kernel.reshape(k * k, channels)
+    # A sum has one term that is not zero: exact in any precision that the operands have.
+    found = jnp.einsum("tc,tbio->bico", taps, places, precision=lax.Precision.HIGHEST)
+    blocks, pixels = found.shape[:2]
+    return found.reshape(blocks, 1, pixels, channels * pixels)
+
+
+def _places(k: int, rows: int, width: int, dtype: DTypeLike) -> Array:
+    """Where the taps are in those matrices: ones and zeros [k * k, blocks, pixels, pixels]."""
+    pixels, half = rows * width, k // 2
     reach = -(-half // rows)  # blocks to each side that a filter sees
     shape = (k * k, 2 * reach + 1, pixels, pixels)
     tap, block, pixel, to = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(4))
     down = (block - reach) * rows + pixel // width - to // width + half
     right = pixel % width - to % width + half
     # Which tap leads from a pixel to one of the result; what is beyond the filter has none.
-    places = ((right >= 0) & (right < k) & (down * k + right == tap)).astype(kernel.dtype)
-    taps = kernel.reshape(k * k, channels)
-    # A sum has one term that is not zero: exact in any precision that the operands have.
-    found = jnp.einsum("tc,tbio->bico", taps, places, precision=lax.Precision.HIGHEST)
-    return found.reshape(shape[1], 1, pixels, channels * pixels)
+    return ((right >= 0) & (right < k) & (down * k + right == tap)).astype(dtype)

@@ -4,18 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ops.test_depthwise_conv import data, forward_and_gradients, torch_results
 
 from benchmarks import depthwise as benchmark
 from convnext_jax.ops import depthwise_conv as ops
 from convnext_jax.ops import depthwise_tpu
+from convnext_jax.ops.few_images import batch_over
+from convnext_jax.planning.programs import read_program
 
 FORMS = {
     "toeplitz": (
         depthwise_tpu.toeplitz_forward,
         depthwise_tpu.toeplitz_input_gradient,
+        depthwise_tpu.toeplitz_filter_gradient,
     ),
-    "xla": (ops.xla_forward, ops.xla_input_gradient),
+    "xla": (ops.xla_forward, ops.xla_input_gradient, ops.xla_filter_gradient),
 }
 # Stages at 224 and 384 pixels, blocks of 2, 4, 7, 1, 4 and 8 rows; not square; fewer blocks than a
 # filter sees; another filter.
@@ -31,8 +35,8 @@ SHAPES = [
 
 
 def results(form, x, kernel, dy):
-    forward, input_gradient = FORMS[form]
-    return forward(x, kernel), input_gradient(x, kernel, dy)
+    forward, *gradients = FORMS[form]
+    return forward(x, kernel), *(gradient(x, kernel, dy) for gradient in gradients)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -41,15 +45,16 @@ def test_agrees_with_torch_in_float64(shape):
     with jax.enable_x64(True):
         ours = results("toeplitz", *map(jnp.asarray, (x, kernel, dy)))
     assert all(result.dtype == np.float64 for result in ours)
-    # 49 terms are added in another order, each rounded to 1e-16.
-    for one, other in zip(ours, torch_results(x, kernel, dy)[:2], strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-13)
+    # Terms are added in another order, each rounded to 1e-16: 49, for a filter up to 9,216.
+    far = (1e-13, 1e-13, 1e-11)
+    for one, other, most in zip(ours, torch_results(x, kernel, dy), far, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=most)
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 def test_bfloat16_is_as_close_to_float64_as_the_convolution(shape):
     arguments = [jnp.asarray(a, jnp.bfloat16) for a in data(*shape, np.float32)]
-    expected = torch_results(*(np.asarray(a, np.float64) for a in arguments))[:2]
+    expected = torch_results(*(np.asarray(a, np.float64) for a in arguments))
     far = {}
     for form in FORMS:
         found = results(form, *arguments)
@@ -58,9 +63,28 @@ def test_bfloat16_is_as_close_to_float64_as_the_convolution(shape):
             np.linalg.norm(np.asarray(one, np.float64) - other) / np.linalg.norm(other)
             for one, other in zip(found, expected, strict=True)
         ]
-    for name, ours, other in zip(("y", "dx"), far["toeplitz"], far["xla"], strict=True):
+    for name, ours, other in zip(("y", "dx", "dkernel"), far["toeplitz"], far["xla"], strict=True):
         # Both sum in float32, in another order, and round once, to 2^-9 of a number at most.
         assert ours <= 1.02 * other < 3e-3, (name, far)
+
+
+def test_devices_add_gradients_of_filters_not_of_their_matrices():
+    devices = 4
+    mesh = jax.make_mesh((devices,), ("data",), (AxisType.Auto,), devices=jax.devices()[:devices])
+    batch, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    arguments = [jnp.asarray(a, jnp.float32) for a in data(8, 28, 28, 5, 7)]
+
+    def gradient(*given):
+        with batch_over(mesh):
+            return depthwise_tpu.toeplitz_filter_gradient(*given)
+
+    sharded = jax.jit(gradient, in_shardings=(batch, whole, batch), out_shardings=whole)
+    compiled = sharded.lower(*arguments).compile()
+    (exchange,) = read_program(compiled.as_text()).collectives
+    assert exchange.kind == "all-reduce" and exchange.bytes == 49 * 5 * 4
+    expected = torch_results(*(np.asarray(a, np.float64) for a in arguments))[2]
+    # Sums of 6,272 products of order 1 in float32.
+    np.testing.assert_allclose(compiled(*arguments), expected, rtol=0, atol=2e-4)
 
 
 def lowered(shape, platform, dtype=jnp.bfloat16):
@@ -74,18 +98,19 @@ def lowered(shape, platform, dtype=jnp.bfloat16):
 @pytest.mark.parametrize(
     ("shape", "dtype", "expected"),
     [
-        ((2, 56, 56, 3, 7), jnp.bfloat16, 2),
-        ((2, 28, 28, 3, 7), jnp.bfloat16, 2),
-        ((2, 14, 14, 3, 7), jnp.bfloat16, 0),
-        ((2, 7, 7, 3, 7), jnp.bfloat16, 0),
-        ((2, 55, 56, 3, 7), jnp.bfloat16, 0),  # rows that make no blocks
-        ((2, 56, 56, 3, 5), jnp.bfloat16, 0),
-        ((2, 56, 56, 3, 7), jnp.float32, 0),
+        ((3, 56, 56, 3, 7), jnp.bfloat16, 3),
+        ((3, 28, 28, 3, 7), jnp.bfloat16, 3),
+        ((3, 14, 14, 3, 7), jnp.bfloat16, 1),  # the filter's gradient
+        ((2, 56, 56, 3, 7), jnp.bfloat16, 2),  # of two images that has a form of its own
+        ((3, 7, 7, 3, 7), jnp.bfloat16, 0),
+        ((3, 55, 56, 3, 7), jnp.bfloat16, 0),  # rows that make no blocks
+        ((3, 56, 56, 3, 5), jnp.bfloat16, 0),
+        ((3, 56, 56, 3, 7), jnp.float32, 0),
     ],
     ids=str,
 )
 def test_where_it_is_chosen(shape, dtype, expected, monkeypatch):
-    """Forward and for the images' gradient so many are of blocks on TPUs, none elsewhere."""
+    """Forward and for the gradients so many are of blocks on TPUs, none elsewhere."""
 
     def of_blocks(platform):
         text = lowered(shape, platform, dtype)
