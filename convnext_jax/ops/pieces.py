@@ -16,9 +16,11 @@ def in_pieces(function: Callable[..., Array], *maps: Array, width: int) -> Array
     """Applies a function of pixels to maps; on CPUs, where they are large, piece by piece.
 
     The widest map inside a block is four times as large as what goes in and comes out. Written
-    as a whole and read again it takes longer than what is computed of it: ConvNeXt-T's inference
-    on batches of 8 takes 0.87 of the time in pieces. In training, whose backward pass wants what
-    is inside, pieces gain nothing. Not for images that lie on several devices.
+    as a whole and read again it takes longer than what is computed of it (docs/performance.md has
+    what pieces save). In training, whose backward pass wants what is inside, they gain nothing.
+    Gradients, of saliency maps for instance, compute each piece again instead of keeping its
+    inside. A map that may lie on several devices stays whole: any, where there are several,
+    unless a mesh of one device is around.
 
     Args:
       function: of arrays [..., C]; gives [..., D], each place of it from the same place of those.
@@ -27,18 +29,20 @@ def in_pieces(function: Callable[..., Array], *maps: Array, width: int) -> Array
     """
     n, height, row, _ = maps[0].shape
     mesh = jax.sharding.get_abstract_mesh()
-    if not all(isinstance(size, int) for size in (n, height, row)) or not (
-        mesh.empty or mesh.size == 1
-    ):
+    devices = jax.device_count() if mesh.empty else mesh.size
+    if devices > 1 or not all(isinstance(size, int) for size in (n, height, row)):
         return function(*maps)
     rows = n * height
     count = pieces_of(rows, 4 * row * width)
     if count == 1:
         return function(*maps)
 
+    # Nothing is moved out of a loop's round, so nothing must be kept from that.
+    again = jax.checkpoint(function, prevent_cse=False)
+
     def pieces(*maps: Array) -> Array:
         cut = [a.reshape(count, rows // count * row, a.shape[-1]) for a in maps]
-        y = lax.map(lambda piece: function(*piece), cut)
+        y = lax.map(lambda piece: again(*piece), cut)
         return y.reshape(n, height, row, y.shape[-1])
 
     return lax.platform_dependent(*maps, cpu=pieces, default=function)

@@ -16,18 +16,25 @@ def function(x, y):
     return jnp.concatenate([x, jnp.tanh(x @ jnp.ones((4, 3))) * y], axis=-1)
 
 
-def loops(platform, shape, width, around=None):
+def over(devices):
+    return batch_over(AbstractMesh((devices,), ("data",), axis_types=(AxisType.Auto,)))
+
+
+@pytest.fixture
+def one_device():
+    with over(1):
+        yield
+
+
+def loops(platform, shape, width):
     x, y = (jax.ShapeDtypeStruct((*shape, c), jnp.float32) for c in (4, 3))
-
-    def program(x, y):
-        return in_pieces(function, x, y, width=width)
-
-    traced = jax.jit(program if around is None else around(program)).trace(x, y)
+    # A function of its own, or what was traced elsewhere would be found again.
+    traced = jax.jit(lambda x, y: in_pieces(function, x, y, width=width)).trace(x, y)
     return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.while")
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 8, 4), (1, 13, 2)])
-def test_pieces_make_up_the_whole(shape, monkeypatch):
+def test_pieces_make_up_the_whole(shape, monkeypatch, one_device):
     rng = np.random.default_rng(0)
     x, y = (rng.standard_normal((*shape, c)).astype(np.float32) for c in (4, 3))
     monkeypatch.setattr(pieces, "_LARGE", 0)
@@ -51,18 +58,32 @@ def test_how_many():
     assert pieces_of(7919, 10**5) == 1  # a prime number of rows
 
 
-def test_large_maps_on_cpus_alone():
+def test_large_maps_on_cpus_alone(one_device):
     large, small = (64, 56, 56), (1, 56, 56)
     assert loops("cpu", large, 384) == 1
     assert loops("cpu", small, 384) == loops("tpu", large, 384) == loops("cuda", large, 384) == 0
 
 
 def test_images_on_several_devices_are_left_together():
-    mesh = AbstractMesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    assert loops("cpu", (64, 56, 56), 384, batch_over(mesh)) == 0
+    with over(8):
+        assert loops("cpu", (64, 56, 56), 384) == 0
+    # Where nothing says over how many they lie, it may be all of them.
+    assert jax.device_count() > 1
+    assert loops("cpu", (64, 56, 56), 384) == 0
 
 
-def test_any_number_of_images_is_left_together():
+def test_gradients_keep_nothing_that_is_inside_a_piece(one_device):
+    """Of a saliency map, say: the widest array has four times the channels of the others."""
+    x = jax.ShapeDtypeStruct((8, 56, 56, 96), jnp.float32)
+    wide = lambda x: jnp.tanh(jnp.tanh(x @ jnp.ones((96, 384))) @ jnp.ones((384, 96)))  # noqa: E731
+    temporary = {}
+    for name, apply in {"whole": wide, "pieces": lambda x: in_pieces(wide, x, width=384)}.items():
+        gradient = jax.jit(jax.grad(lambda x, apply=apply: apply(x).sum()))
+        temporary[name] = gradient.lower(x).compile().memory_analysis().temp_size_in_bytes
+    assert temporary["pieces"] < 0.6 * temporary["whole"]
+
+
+def test_any_number_of_images_is_left_together(one_device):
     (n,) = jax.export.symbolic_shape("n")
     exported = jax.export.export(jax.jit(lambda x: in_pieces(jnp.tanh, x, width=4096)))(
         jax.ShapeDtypeStruct((n, 56, 56, 4), jnp.float32)
@@ -71,14 +92,16 @@ def test_any_number_of_images_is_left_together():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_is_the_same(dtype, monkeypatch):
+def test_a_model_is_the_same(dtype, monkeypatch, one_device):
     small = {"depths": (1, 1, 1, 1), "dims": (16, 16, 16, 16), "kernel_size": 3}
     model = create_model("convnext_atto", 7, dtype=dtype, layer_scale_init=1.0, **small)
     images = jax.random.normal(jax.random.key(0), (4, 64, 64, 3))
     whole = jax.jit(lambda images: model(images))(images)
     monkeypatch.setattr(pieces, "_LARGE", 0)
     monkeypatch.setattr(pieces, "_PIECE", 2**14)
-    cut = jax.jit(lambda images: model(images))(images)
+    in_loops = jax.jit(lambda images: model(images))
+    assert in_loops.lower(images).as_text().count("stablehlo.while") == 2  # the large stages
+    cut = in_loops(images)
     # Products of other shapes are summed in another order, and rounded to bfloat16.
     tolerance = {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
     np.testing.assert_allclose(cut, whole, rtol=tolerance, atol=tolerance)
