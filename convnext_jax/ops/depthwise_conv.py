@@ -1,7 +1,7 @@
 """Depthwise convolution: one function, an implementation per platform.
 
-On CPU XLA's grouped convolution takes 20 to 90 times as long as a sum of shifted slices. On TPU it
-reaches 40 to 110 % of what the vector units allow (more than all where it skips the border), by the
+On CPU XLA's grouped convolution takes many times as long as a sum of shifted slices
+(docs/performance.md). On TPU it reaches half or all of what the vector units allow, by the
 compiler's schedules; no clock has seen it. So which one runs is decided when the program is lowered
 for a platform, not by a global setting: the same traced program is right for both. On GPU it is
 XLA's too, until the kernels of `depthwise_gpu.py`, which are proven right but have not been timed,

@@ -93,6 +93,13 @@ def test_bfloat16(name):
     assert_close(ours, exact, 2**-8 if name == "shifted" else 2**-6)
 
 
+def test_no_images():
+    x, kernel = jnp.zeros((0, 56, 56, 3)), jnp.ones((7, 7, 1, 3))
+    y, dx, dkernel = jax.jit(forward_and_gradients)(x, kernel, x)
+    assert y.shape == dx.shape == x.shape
+    np.testing.assert_array_equal(dkernel, np.zeros_like(kernel))
+
+
 def test_vmap_and_remat():
     x, kernel, dy = data(6, 5, 4, 3, 3, np.float32)
     expected = forward_and_gradients(x, kernel, dy)
