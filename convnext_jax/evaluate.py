@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
     command.begin()
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -315,6 +316,8 @@ def _write_csv(option: str, path: Path, rows: Sequence[Sequence[Any]]) -> None:
             csv.writer(file).writerows(rows)
         temporary.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise InputError(f"`{option}` (={path}) cannot be written: {error}") from error
 
 
