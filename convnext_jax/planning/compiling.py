@@ -23,9 +23,8 @@ from convnext_jax.step_builder import TrainingStep, build_step
 # How often an array's bytes leave a chip, on many chips; an all-reduce is a reduce-scatter and an
 # all-gather, everything else is counted once.
 _PASSES = {"all-reduce": 2}
-# XLA's effort for a program's time, of -1 to 1. ConvNeXt-T's step for v5e, 128 images a chip, then
-# compiles in 100 s instead of 250 and takes 1.26 times as long by its lower bound, in 0.98 of the
-# memory; with -1 it compiles in 54 s and takes 2.9 times as long. It has no steps in between.
+# XLA's effort for a program's time, of -1 to 1. What this is worth is in docs/scaling.md; with -1
+# ConvNeXt-T's step for v5e takes more than twice as long. It has no steps in between.
 _QUICK = {"exec_time_optimization_effort": -0.5}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

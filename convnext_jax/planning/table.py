@@ -122,7 +122,7 @@ GPU_NOTES = (
     "convnext_jax/planning/whole_run.py lists; the steps are as if the input kept up.",
 )
 QUICK = (
-    "COMPILED IN HASTE: the run's own program takes less time (of ConvNeXt-T on v5e four fifths)",
+    "COMPILED IN HASTE: the run's own program takes less time (see docs/scaling.md)",
     "and a little more memory.",
 )
 # Where there is no better time than the compiler's.

@@ -11,8 +11,9 @@ from convnext_jax.config import Config, Steps
 from convnext_jax.models.registry import get_variant
 from convnext_jax.planning.machines import Machine
 
-# Assumed: from the command to the first step. Of it, compiling both programs 150 s: the plan of
-# ConvNeXt-T's step took 95 to 160 s on two cores; a restart finds it in the cache of programs.
+# Assumed: from the command to the first step. Of it, compiling both programs 150 s: ConvNeXt-T's
+# step for v5e takes three to four minutes on two cores, of which a TPU's host has a hundred; a
+# restart finds it in the cache of programs.
 START_SECONDS = 180.0
 # The forward pass has a third of the operations of a training step.
 FORWARD_SHARE = 1 / 3
