@@ -7,7 +7,7 @@ BIN := .venv/bin
 PLAN := .venv/plan
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-roadmap results-creating results-segmentation-plans results-detection results-scenes results-detection-plans results-tpu-step results-gpu-step results-scaling docs bench bench-check chaos rehearsal clean
+.PHONY: train test lint test-fast test-slow format results results-converting results-training results-bfloat16 results-input results-segmentation results-export results-pictures results-roadmap results-creating results-segmentation-plans results-detection results-scenes results-detection-plans results-tpu-step results-gpu-step results-cpu-forms results-scaling docs bench bench-check chaos rehearsal clean
 
 train: .venv/.train
 	$(BIN)/python -m convnext_jax.main --config configs/digits.py --workdir runs/digits
@@ -90,13 +90,17 @@ results-segmentation-plans: .venv/.plan
 	PYTHONPATH=$(PLAN) $(BIN)/python -m benchmarks.segmentation_plans
 
 # Compiles a step for TPUs with and without the forms made for them, and writes it into
-# docs/performance.md; a quarter of an hour.
+# docs/performance.md; two hours.
 results-tpu-step: .venv/.plan
 	PYTHONPATH=$(PLAN) $(BIN)/python -m benchmarks.tpu_step
 
 # Compiles a step for GPUs, and writes what it moves into docs/performance.md; ten minutes.
 results-gpu-step: .venv/.plan
 	PYTHONPATH=$(PLAN) $(BIN)/python -m benchmarks.gpu_step
+
+# Measures forms of operations for CPUs beside others; wants a quiet machine.
+results-cpu-forms: .venv/.test
+	$(BIN)/python -m benchmarks.cpu_forms
 
 # Plans large runs on TPU slices, minutes each, and writes what came out into docs/scaling.md.
 results-scaling: .venv/.plan

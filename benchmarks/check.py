@@ -18,9 +18,7 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 import convnext_jax
+from benchmarks.again import OTHERS, measure_again, with_input_ratios
 from benchmarks.readme import RESULTS, ROOT, machine, rewrite
 from convnext_jax.constants import IMAGENET_1K_CLASSES
 from convnext_jax.errors import InputError
@@ -285,7 +284,9 @@ def _row(result: Mapping[str, Any], name: str) -> str:
         setting = f" ({record['setting']})" if record["setting"] else ""
         ratio = f"{result['ratios'][name]:.2f}" if name in result["ratios"] else ""
         cells = [*what, f"{name}{setting}", f"{record['images_per_second']:,.1f}", ratio]
-        cells += [f"{record['roofline_fraction']:.0%}"]
+        # Of rates that not all contestants were asked for nothing is said.
+        share = record.get("roofline_fraction")
+        cells += ["" if share is None else f"{share:.0%}"]
         cells += [f"{record['peak_memory_bytes'] / 2**30:.1f} GiB"]
         cells += [f"{record['first_step_seconds']:.1f} s"]
     return f"| {' | '.join(cells)} |"
@@ -310,31 +311,11 @@ def fallen(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> 
     return lines
 
 
-def measure_again(result: Mapping[str, Any], rounds: int, round_seconds: float) -> dict[str, Any]:
-    """Runs `benchmarks.models` with the settings of a results file; returns the new result."""
-    command = [sys.executable, "-m", "benchmarks.models"]
-    for name in ("model", "mode", "dtype", "batch", "image_size"):
-        command.append(f"--{name.replace('_', '-')}={result[name]}")
-    command += [f"--peers={','.join(result['ratios'])}"]
-    command += [f"--rounds={rounds}", f"--round-seconds={round_seconds}"]
-    command += [
-        f"--{name.replace('_', '-')}" for name in ("thorough", "one_at_a_time") if result[name]
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([*command, "--out", folder], check=True, cwd=ROOT)
-        (found,) = read_results(Path(folder)).values()
-    return found
-
-
-def measure_detection_again(result: Mapping[str, Any], rounds: int) -> dict[str, Any]:
-    """Runs `benchmarks.detection` with the settings of a results file; returns the new result."""
-    command = [sys.executable, "-m", "benchmarks.detection", f"--backbone={result['backbone']}"]
-    command += [f"--size={result['size']}", f"--rounds={rounds}"]
-    command += [f"--parts={','.join(result['modes'])}"]
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([*command, "--out", folder], check=True, cwd=ROOT)
-        (found,) = read_detection(Path(folder)).values()
-    return found
+def read_others(folder: Path) -> dict[str, dict[str, Any]]:
+    """The results of `benchmarks.cpu_forms` and `benchmarks.input` in a directory, by file name."""
+    forms = {path.name: json.loads(path.read_text()) for path in folder.glob("cpu_forms-*.json")}
+    inputs = {path.name: json.loads(path.read_text()) for path in folder.glob("input-*.json")}
+    return forms | {name: with_input_ratios(found) for name, found in inputs.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -345,18 +326,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--round-seconds", type=float, default=2.0)
     parser.add_argument("--results", type=Path, default=RESULTS, help="directory of the files")
     flags = parser.parse_args(arguments)
-    device, failed = this_device()["device"], False
-    for name, result in (read_results(flags.results) | read_detection(flags.results)).items():
+    if not 0 <= flags.tolerance < 1:
+        parser.error(f"--tolerance (={flags.tolerance}) must be in [0, 1)")
+    device, compared, failed = this_device()["device"], 0, False
+    known = read_results(flags.results) | read_detection(flags.results) | read_others(flags.results)
+    for name, result in known.items():
         if result["device"] != device:
             print(f"{name}: skipped, this device is {device}")
             continue
         if "contestants" in result:
             found = measure_again(result, flags.rounds, flags.round_seconds)
         else:
-            found = measure_detection_again(result, flags.rounds)
+            found = OTHERS[name.partition("-")[0]](result, flags.rounds)
+        compared += 1
         lines = fallen(result, found, flags.tolerance)
         failed = failed or bool(lines)
         print("\n".join(f"{name}: {line}" for line in lines or ["as fast as before"]), flush=True)
+    if not compared:
+        sys.exit(f"nothing was compared: {flags.results} has no results of this device ({device})")
     sys.exit(int(failed))
 
 

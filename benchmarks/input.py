@@ -289,7 +289,7 @@ def measure(flags: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The document's generated part."""
+    """What one machine's results say."""
     lines = [f"On {results['hardware']}, images a second."]
     if "transforms" in results:
         lines += [
@@ -333,6 +333,12 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def tables() -> str:
+    """The document's generated part: what each machine's file has."""
+    files = sorted(RESULTS.glob("input-*.json"))
+    return "\n\n".join(table(json.loads(file.read_text())) for file in files)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -371,9 +377,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
-    document = ROOT / "docs" / "performance.md"
-    if flags.out is None and document.exists() and "<!-- input -->" in document.read_text():
-        document.write_text(rewrite(document.read_text(), {"input": table(results)}))
+    if flags.out is None:
+        document = ROOT / "docs" / "performance.md"
+        document.write_text(rewrite(document.read_text(), {"input": tables()}))
 
 
 if __name__ == "__main__":

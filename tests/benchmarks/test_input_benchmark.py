@@ -97,3 +97,9 @@ def test_an_unknown_part_is_an_error(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--parts=transforms,decoding"])
     assert "must be some of" in capsys.readouterr().err
+
+
+def test_tables_of_committed_results_are_in_the_document():
+    document = (benchmark.ROOT / "docs" / "performance.md").read_text()
+    part = document.partition("<!-- input -->\n")[2].partition("\n<!-- end -->")[0]
+    assert part == benchmark.tables()

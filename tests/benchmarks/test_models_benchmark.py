@@ -15,6 +15,7 @@ from flax import nnx
 from random_models import functional, random_images, random_params
 
 from benchmarks import check, models
+from benchmarks.again import with_input_ratios
 from benchmarks.nnx_naive import create_naive
 from convnext_jax.errors import InputError
 from convnext_jax.tree import first_difference, flatten_with_names
@@ -225,9 +226,33 @@ def test_check_finds_what_became_slower(measured, monkeypatch, tmp_path, capsys)
 @pytest.mark.slow  # for `measured`, a minute
 def test_check_skips_other_devices_and_other_files(measured, monkeypatch, tmp_path, capsys):
     check.write_result(tmp_path, measured | {"device": "abacus"})
-    (tmp_path / "input-train-cpu.json").write_text('{"another": "benchmark"}')
-    assert check_with(monkeypatch, tmp_path, None) == 0
+    (tmp_path / "another-train-cpu.json").write_text('{"another": "benchmark"}')
+    nothing = f"nothing was compared: {tmp_path} has no results of this device (cpu-"
+    assert check_with(monkeypatch, tmp_path, None).startswith(nothing)
     assert "abacus-float32.json: skipped, this device is cpu-" in capsys.readouterr().out
+
+
+def test_check_that_compares_nothing_fails(monkeypatch, tmp_path):
+    assert check_with(monkeypatch, tmp_path / "nowhere", None).startswith("nothing was compared")
+
+
+def test_check_knows_input_and_forms(monkeypatch, tmp_path, capsys):
+    here = {"device": check.this_device()["device"]}
+    both = {"timm": 2.0, "timm, uint8": 1.5}
+    found = {f"ratio to {peer}": ratio for peer, ratio in both.items()}
+    inputs = here | {"transforms": {"small": {"mean_bytes": 1, "evaluation": found}}}
+    forms = here | {"ratios": {"in pieces": 1.2}}
+    for name, result in {"input": inputs, "cpu_forms": forms}.items():
+        (tmp_path / f"{name}-here.json").write_text(json.dumps(result))
+    new = {
+        "input": lambda *_: with_input_ratios(inputs),
+        "cpu_forms": lambda *_: forms | {"ratios": {"in pieces": 0.9}},
+    }
+    monkeypatch.setattr(check, "OTHERS", new)
+    assert check_with(monkeypatch, tmp_path, None) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "input-here.json: as fast as before" in lines
+    assert "cpu_forms-here.json: 0.90 times in pieces, was 1.20 times" in lines
 
 
 def test_table_of_committed_results_is_in_the_document():

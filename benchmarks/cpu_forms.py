@@ -1,0 +1,170 @@
+"""What the forms of operations for CPUs are worth: `python -m benchmarks.cpu_forms [--out FILE]`.
+
+Each beside the same program without it, in turns in one process: the depthwise convolution as
+shifted slices (`ops/depthwise_cpu.py`), inference with large maps of
+blocks in pieces (`ops/pieces.py`), with kernels rounded once (`models/spec.py`), and dense 3x3
+convolutions by Winograd's filtering (`ops/winograd.py`). Writes
+`benchmarks/results/cpu_forms-DEVICE.json` and its part of docs/performance.md.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+
+from benchmarks.check import this_device, warn_if_busy
+from benchmarks.models import ENVIRONMENT
+from benchmarks.readme import RESULTS, ROOT, rewrite
+from convnext_jax.constants import IMAGENET_1K_CLASSES
+from convnext_jax.models.spec import ModelSpec, params_of, rounded_kernels
+from convnext_jax.ops import conv, depthwise_conv, depthwise_cpu, pieces
+
+PAGE = ROOT / "docs" / "performance.md"
+MODEL = "convnext_tiny"
+IN_PIECES = [("float32", 8), ("float32", 32), ("bfloat16", 8), ("bfloat16", 32)]
+ROUNDED = [1, 8]
+DEPTHWISE = [(8, 56, 56, 96), (8, 28, 28, 192), (8, 14, 14, 384), (8, 7, 7, 768)]
+# Maps of a pyramid for 800 x 1344 pixels, and UPerNet's: [N, H, W, channels in and out].
+CONVOLUTIONS = [(1, 200, 336, 256), (1, 100, 168, 256), (1, 50, 84, 256), (1, 128, 128, 512)]
+
+DEPTHWISE_FORMS = {
+    "convolution": (depthwise_conv.xla_forward, depthwise_cpu.shifted_forward),
+    "filter's gradient": (
+        depthwise_conv.xla_filter_gradient,
+        depthwise_cpu.scanned_filter_gradient,
+    ),
+}
+
+Run = Callable[[], Any]  # Its result is what to wait for.
+
+
+def cases() -> Iterator[tuple[str, Run, Run]]:
+    """What is measured, without the form and with it; built when asked for."""
+    for shape in DEPTHWISE:
+        what = "x".join(map(str, shape))
+        for operation, (plain, ours) in DEPTHWISE_FORMS.items():
+            yield f"depthwise {operation}, {what}", depthwise(plain, shape), depthwise(ours, shape)
+    for dtype, batch in IN_PIECES:
+        with mock.patch.object(pieces, "_LARGE", math.inf):
+            whole, _ = inference(dtype, batch)
+        yield f"inference in pieces, {dtype}, batch {batch}", whole, inference(dtype, batch)[0]
+    for batch in ROUNDED:
+        yield f"inference with bfloat16 kernels, batch {batch}", *inference("bfloat16", batch)
+    for shape in CONVOLUTIONS:
+        what = "x".join(map(str, shape))
+        for way, make in {"forward": convolution, "and backward": gradients}.items():
+            with mock.patch.object(conv, "suits", lambda *_: False):
+                plain = make(shape)
+            yield f"3x3 convolution of {what}, {way}", plain, make(shape)
+
+
+def depthwise(function: Callable[..., Any], shape: tuple[int, ...]) -> Run:
+    """One of the operations by 7x7 filters, compiled."""
+    x = jax.random.normal(jax.random.key(0), shape)
+    kernel = jax.random.normal(jax.random.key(1), (7, 7, 1, shape[-1]))
+    arguments = (x, kernel) if "forward" in function.__name__ else (x, kernel, x)
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return lambda: compiled(*arguments)
+
+
+def inference(dtype: str, batch: int) -> tuple[Run, Run]:
+    """The model's, compiled, with kernels as they are and rounded."""
+    spec = ModelSpec(MODEL, IMAGENET_1K_CLASSES, {"dtype": dtype})
+    params = params_of(spec.create())
+    rounded = rounded_kernels(params, spec.kernel_dtypes())
+    images = jax.random.normal(jax.random.key(0), (batch, 224, 224, 3), dtype)
+    function = jax.jit(spec.function())
+    plain, fewer = (function.lower(each, images).compile() for each in (params, rounded))
+    return (lambda: plain(params, images)), (lambda: fewer(rounded, images))
+
+
+def convolution(shape: tuple[int, ...]) -> Run:
+    """A 3x3 one with as many channels out as in, compiled."""
+    x, kernel = _operands(shape)
+    function = jax.jit(lambda x, kernel: conv.conv(x, kernel, 1, ((1, 1), (1, 1))))
+    compiled = function.lower(x, kernel).compile()
+    return lambda: compiled(x, kernel)
+
+
+def gradients(shape: tuple[int, ...]) -> Run:
+    """The same, and its gradients by both operands."""
+    x, kernel = _operands(shape)
+
+    def function(x: jax.Array, kernel: jax.Array) -> Any:
+        y, backward = jax.vjp(lambda x, k: conv.conv(x, k, 1, ((1, 1), (1, 1))), x, kernel)
+        return y, backward(y)
+
+    compiled = jax.jit(function).lower(x, kernel).compile()
+    return lambda: compiled(x, kernel)
+
+
+def _operands(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    keys = jax.random.split(jax.random.key(0))
+    channels = shape[-1]
+    kernel = jax.random.normal(keys[1], (3, 3, channels, channels)) / (3 * channels**0.5)
+    return jax.random.normal(keys[0], shape), kernel
+
+
+def in_turns(runs: tuple[Run, Run], rounds: int) -> list[float]:
+    """Median seconds of each."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds + 1):  # The first warms up.
+        for run, seconds in zip(runs, times, strict=True):
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            if number:
+                seconds.append(time.perf_counter() - began)
+    return [statistics.median(seconds) for seconds in times]
+
+
+def table(result: dict[str, Any]) -> str:
+    """Each case, a line."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    lines = [f"{result['hardware']}; {versions}:", ""]
+    lines += ["| | before | now | now / before |", "|---|---|---|---|"]
+    for name, (before, now) in result["seconds"].items():
+        lines.append(
+            f"| {name} | {before * 1e3:.1f} ms | {now * 1e3:.1f} ms | {now / before:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--out", type=Path, help="file for the results, and no table is written")
+    arguments = parser.parse_args()
+    if not ENVIRONMENT.items() <= os.environ.items():  # the allocator reads it as it starts
+        command = [sys.executable, "-m", "benchmarks.cpu_forms", *sys.argv[1:]]
+        os.execve(sys.executable, command, os.environ | ENVIRONMENT)
+    device = this_device()
+    warn_if_busy(device["threads"])
+    seconds = {}
+    for name, *runs in cases():
+        seconds[name] = in_turns(tuple(runs), arguments.rounds)
+        before, now = seconds[name]
+        print(f"{name}: {before * 1e3:.1f} -> {now * 1e3:.1f} ms", flush=True)
+        jax.clear_caches()
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    result = device | {"versions": versions, "rounds": arguments.rounds, "seconds": seconds}
+    # Where a form is worth less than it was, `benchmarks.check` says so.
+    result["ratios"] = {name: before / now for name, (before, now) in seconds.items()}
+    file = arguments.out or RESULTS / f"cpu_forms-{device['device']}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.out is None:
+        PAGE.write_text(rewrite(PAGE.read_text(), {"cpu forms": table(result)}))
+
+
+if __name__ == "__main__":
+    main()
