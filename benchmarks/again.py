@@ -40,9 +40,8 @@ def measure_forms_again(result: Mapping[str, Any], rounds: int) -> dict[str, Any
     """Runs `benchmarks.cpu_forms`; returns the new result."""
     del result
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "forms.json"
-        command = [sys.executable, "-m", "benchmarks.cpu_forms", "--out", str(file)]
-        subprocess.run([*command, f"--rounds={rounds}"], check=True, cwd=ROOT)
+        command = [sys.executable, "-m", "benchmarks.cpu_forms", f"--rounds={rounds}"]
+        subprocess.run([*command, "--out", folder], check=True, cwd=ROOT)
         return _only(folder)
 
 

@@ -41,8 +41,8 @@ def kernel_dtypes(model: nnx.Module) -> dict[str, Any]:
 def rounded_kernels(params: Any, dtypes: Mapping[str, Any]) -> Any:
     """Parameters for inference: kernels rounded once, and not in each call; outputs are the same.
 
-    In bfloat16 they are half as large, and what reads them takes less time: a call of ConvNeXt-T
-    on one image two thirds on CPU.
+    In bfloat16 they are half as large, and a call on few images takes less time, at least on CPUs
+    (docs/performance.md).
 
     Args:
       params: tree of parameters.

@@ -5,13 +5,14 @@ On CPU XLA's grouped convolution takes many times as long as a sum of shifted sl
 compiler's schedules; no clock has seen it. So which one runs is decided when the program is lowered
 for a platform, not by a global setting: the same traced program is right for both. On GPU it is
 XLA's too, until the kernels of `depthwise_gpu.py`, which are proven right but have not been timed,
-were measured against it. The filter's gradient on TPU, where a device has one or two images, as
-detectors do, is a sum of shifted slices (`depthwise_tpu.py`).
+were measured against it. On TPUs (`depthwise_tpu.py`) large images in bfloat16 go through the
+matrix units where a device has many of them; the filter's gradient, where one has one or two, as
+detectors do, is a sum of shifted slices.
 
 The environment variable CONVNEXT_JAX_DEPTHWISE, read when this module is imported, chooses
 otherwise: `pallas` is those kernels on NVIDIA GPUs since Ampere, `toeplitz` on TPUs the matrix
-units for large images in bfloat16 (`depthwise_tpu.py`), `xla` is XLA's own on every platform;
-`auto`, the default, is as above.
+units for any number of large images in bfloat16, `xla` is XLA's own on every platform; `auto`, the
+default, is as above.
 """
 
 import functools
@@ -25,7 +26,7 @@ from jax import Array, lax
 from convnext_jax.errors import InputError, require_one_of
 from convnext_jax.ops import depthwise_cpu, depthwise_gpu, depthwise_tpu
 from convnext_jax.ops.conv import DIMENSION_NUMBERS, filter_gradient
-from convnext_jax.ops.few_images import devices_with_few
+from convnext_jax.ops.few_images import devices_with_few, has_many
 
 _VARIABLE = "CONVNEXT_JAX_DEPTHWISE"
 _CHOICE = os.environ.get(_VARIABLE, "auto")
@@ -129,7 +130,8 @@ def _choose(
 
 
 def _toeplitz(x: Array, kernel: Array, of_filter: bool = False) -> bool:
-    return _CHOICE == "toeplitz" and depthwise_tpu.supported(x, kernel, of_filter)
+    chosen = _CHOICE == "toeplitz" or _CHOICE == "auto" and has_many(x, depthwise_tpu.MANY)
+    return chosen and depthwise_tpu.supported(x, kernel, of_filter)
 
 
 # The implementations are jitted so that blocks of equal shape share one trace.

@@ -6,8 +6,10 @@ a row of blocks, each of a few rows of the image, is convolved with matrices: be
 a block and those of a neighbour the filter is a Toeplitz matrix [pixels, pixels], whose entries are
 the filter's taps and zeros. That is 8 to 15 times as many products, on units with 50 times the
 speed. Sums are the same up to their order: a product of two bfloat16 is exact in float32, and the
-zeros add nothing. It is not the default: with 16 images or fewer on a chip the compiler takes
-minutes for it, and the filters' matrices, made in each step, take longer than XLA's convolution.
+zeros add nothing. It is the default for 128 images and more on a chip, where both the schedules and
+the compiler's own estimate of a whole step are a seventh shorter with it. With 16 images or fewer
+the compiler takes minutes for it, and the filters' matrices, made in each step, take longer than
+XLA's convolution.
 The filter's gradient is that of its matrices, whose entries of each tap are added. Each device does
 so by itself: the matrices are hundreds of times as large as the filters, and XLA would add them
 over all devices first.
@@ -29,6 +31,7 @@ from jax.typing import DTypeLike
 from convnext_jax.ops.conv import Padding, conv, filter_gradient
 from convnext_jax.ops.few_images import summed_over_devices
 
+MANY = 128  # images on a device with which it was compiled as a part of a whole step
 _LANES = 128  # of a matrix unit; pixels of a block are no more
 _LEAST = 96  # with fewer, too much of it multiplies zeros
 # Of images for which it is faster by schedules. At 14 pixels only the filter's gradient is.

@@ -31,6 +31,17 @@ def devices_with_few(x: Array, most: int = 2) -> int | None:
     return devices if rest == 0 and 0 < images <= most else None
 
 
+def has_many(x: Array, least: int) -> bool:
+    """Whether each device has at least `least` of images [N, ...].
+
+    False where several devices are and nothing says whether the images lie on them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty and jax.device_count() > 1 or not isinstance(x.shape[0], int):
+        return False
+    return x.shape[0] >= least * (1 if mesh.empty else mesh.size)
+
+
 def summed_over_devices(function: Callable[[Array, Array], Any]) -> Callable[[Array, Array], Any]:
     """Has each device sum over its own images as `function` says, and then adds over devices.
 

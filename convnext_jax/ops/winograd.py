@@ -20,7 +20,7 @@ _Line = Sequence[Array]
 _Square = Sequence[_Line]
 
 
-def suits(kernel: Array, results: Array | jax.ShapeDtypeStruct) -> bool:
+def suits(kernel: Array | jax.ShapeDtypeStruct, results: Array | jax.ShapeDtypeStruct) -> bool:
     """Whether a convolution with stride 1 is faster this way on CPUs, and as exact.
 
     Args:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from ops.test_depthwise_conv import data, forward_and_gradients, torch_results
 
 from benchmarks import depthwise as benchmark
@@ -95,6 +95,14 @@ def lowered(shape, platform, dtype=jnp.bfloat16):
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
+def of_blocks(shape, platform, dtype=jnp.bfloat16):
+    """How many convolutions are of blocks: their channels and pixels are one dimension."""
+    text = lowered(shape, platform, dtype)
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    pixels = depthwise_tpu.rows_of_block(*shape[1:3]) * shape[2]
+    return sum(f"x{shape[3] * pixels}x" in line for line in convolutions)
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "expected"),
     [
@@ -112,17 +120,22 @@ def lowered(shape, platform, dtype=jnp.bfloat16):
 def test_where_it_is_chosen(shape, dtype, expected, monkeypatch):
     """Forward and for the gradients so many are of blocks on TPUs, none elsewhere."""
 
-    def of_blocks(platform):
-        text = lowered(shape, platform, dtype)
-        convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
-        pixels = depthwise_tpu.rows_of_block(*shape[1:3]) * shape[2]
-        # Their channels and pixels are one dimension.
-        return sum(f"x{shape[3] * pixels}x" in line for line in convolutions)
-
-    assert of_blocks("tpu") == 0
+    assert of_blocks(shape, "tpu", dtype) == 0
     monkeypatch.setattr(ops, "_CHOICE", "toeplitz")
-    assert of_blocks("tpu") == expected
-    assert of_blocks("cuda") == of_blocks("cpu") == 0
+    assert of_blocks(shape, "tpu", dtype) == expected
+    assert of_blocks(shape, "cuda", dtype) == of_blocks(shape, "cpu", dtype) == 0
+
+
+def test_many_images_on_a_device_have_it_by_default(monkeypatch):
+    many, fewer = (256, 28, 28, 3, 7), (254, 28, 28, 3, 7)
+    assert of_blocks(many, "tpu") == 0  # on which of several devices they are, nothing says
+    with batch_over(AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,))):
+        # The convolution and the images' gradient may be one function of the program.
+        assert of_blocks(many, "tpu") in (2, 3)
+        assert of_blocks(fewer, "tpu") == of_blocks(many, "cpu") == of_blocks(many, "cuda") == 0
+        assert of_blocks(many, "tpu", jnp.float32) == 0
+        monkeypatch.setattr(ops, "_CHOICE", "xla")
+        assert of_blocks(many, "tpu") == 0
 
 
 def test_the_benchmark_times_it_on_tpus():
