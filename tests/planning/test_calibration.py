@@ -116,6 +116,21 @@ def test_gradients_of_filters_of_one_image_are_faster_by_schedules(filters_of):
     assert seconds[0] < 0.8 * seconds[1], seconds
 
 
+@pytest.mark.slow  # compiles four programs for a TPU
+@pytest.mark.parametrize("of_filter", [False, True])
+def test_many_images_by_matrices_are_faster_by_schedules(of_filter):
+    """What 128 images on a device are given beside XLA's own, see `ops/depthwise_tpu.py`."""
+    images = (depthwise_tpu.MANY, 28, 28, 192)
+    if of_filter:
+        forms = depthwise_tpu.toeplitz_filter_gradient, xla_filter_gradient
+        shapes = images, filters(images), images
+    else:
+        forms = depthwise_tpu.toeplitz_forward, depthwise
+        shapes = images, filters(images)
+    ours, theirs = (bound_of("v5e:2x2", form, shapes, BF16)[0].bound for form in forms)
+    assert ours < 0.8 * theirs, (ours, theirs)
+
+
 @pytest.mark.slow  # compiles three programs for TPUs
 @pytest.mark.parametrize("machine", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
 def test_other_chips(machine):
