@@ -11,8 +11,8 @@ detectors do, is a sum of shifted slices.
 
 The environment variable CONVNEXT_JAX_DEPTHWISE, read when this module is imported, chooses
 otherwise: `pallas` is those kernels on NVIDIA GPUs since Ampere, `toeplitz` on TPUs the matrix
-units for any number of large images in bfloat16, `xla` is XLA's own on every platform; `auto`, the
-default, is as above.
+units for any number of large images in bfloat16, and for the filters' gradients, `xla` is XLA's own
+on every platform; `auto`, the default, is as above.
 """
 
 import functools
@@ -130,7 +130,8 @@ def _choose(
 
 
 def _toeplitz(x: Array, kernel: Array, of_filter: bool = False) -> bool:
-    chosen = _CHOICE == "toeplitz" or _CHOICE == "auto" and has_many(x, depthwise_tpu.MANY)
+    by_default = _CHOICE == "auto" and not of_filter and has_many(x, depthwise_tpu.MANY)
+    chosen = by_default or _CHOICE == "toeplitz"
     return chosen and depthwise_tpu.supported(x, kernel, of_filter)
 
 

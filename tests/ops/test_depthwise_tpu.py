@@ -130,8 +130,8 @@ def test_many_images_on_a_device_have_it_by_default(monkeypatch):
     many, fewer = (256, 28, 28, 3, 7), (254, 28, 28, 3, 7)
     assert of_blocks(many, "tpu") == 0  # on which of several devices they are, nothing says
     with batch_over(AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,))):
-        # The convolution and the images' gradient may be one function of the program.
-        assert of_blocks(many, "tpu") in (2, 3)
+        # Not the filters' gradients. The others may be one function of the program.
+        assert of_blocks(many, "tpu") in (1, 2)
         assert of_blocks(fewer, "tpu") == of_blocks(many, "cpu") == of_blocks(many, "cuda") == 0
         assert of_blocks(many, "tpu", jnp.float32) == 0
         monkeypatch.setattr(ops, "_CHOICE", "xla")
