@@ -1,5 +1,6 @@
 """Measures what a results file says once more, in short rounds, for `benchmarks.check`."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import gpu_step, tpu_step
 from benchmarks.readme import ROOT
 
 
@@ -36,11 +38,11 @@ def measure_detection_again(result: Mapping[str, Any], rounds: int) -> dict[str,
         return _only(folder)
 
 
-def measure_forms_again(result: Mapping[str, Any], rounds: int) -> dict[str, Any]:
-    """Runs `benchmarks.cpu_forms`; returns the new result."""
+def run_again(benchmark: str, result: Mapping[str, Any], rounds: int) -> dict[str, Any]:
+    """Runs a module of `benchmarks` that asks for no more; returns the new result."""
     del result
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.cpu_forms", f"--rounds={rounds}"]
+        command = [sys.executable, "-m", f"benchmarks.{benchmark}", f"--rounds={rounds}"]
         subprocess.run([*command, "--out", folder], check=True, cwd=ROOT)
         return _only(folder)
 
@@ -76,6 +78,31 @@ def with_input_ratios(result: Mapping[str, Any]) -> dict[str, Any]:
 # Of what `benchmarks.models` did not write, by the beginning of the files' names.
 OTHERS: Mapping[str, Callable[[Mapping[str, Any], int], dict[str, Any]]] = {
     "detection": measure_detection_again,
-    "cpu_forms": measure_forms_again,
+    "cpu_forms": functools.partial(run_again, "cpu_forms"),
+    "creating": functools.partial(run_again, "creating"),
     "input": measure_input_again,
 }
+
+
+# Of plans one is compiled again, which takes a minute or two each.
+GPU_STEP = "T, H200"
+TPU_CASE = next(case for case in tpu_step.CASES if not case.trains)
+
+
+def plan_ratios(tpu: Mapping[str, Any], gpu: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """How much shorter, or smaller, what was compiled is than it was before, by result file."""
+    forms = tpu[str(TPU_CASE)]
+    first, *_, last = (plan["compute_seconds"] for plan in forms.values())
+    moved = [gpu[name][GPU_STEP]["bytes_accessed"] for name in ("before", "now")]
+    return {
+        tpu_step.FILE.name: {f"the exact and XLA's {TPU_CASE}, by schedules": first / last},
+        gpu_step.FILE.name: {f"{GPU_STEP} as it was, by bytes": moved[0] / moved[1]},
+    }
+
+
+def plan_again(tpu: Mapping[str, Any], gpu: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The same of today's programs; `before` stays what it was."""
+    *_, name = tpu[str(TPU_CASE)]
+    forms = tpu[str(TPU_CASE)] | {name: tpu_step.compile_case(TPU_CASE, name)}
+    now = {GPU_STEP: gpu_step.compile_step(GPU_STEP)}
+    return plan_ratios({**tpu, str(TPU_CASE): forms}, {**gpu, "now": now})

@@ -28,7 +28,8 @@ import jax
 import jax.numpy as jnp
 
 import convnext_jax
-from benchmarks.again import OTHERS, measure_again, with_input_ratios
+from benchmarks import gpu_step, tpu_step
+from benchmarks.again import OTHERS, measure_again, plan_again, plan_ratios, with_input_ratios
 from benchmarks.readme import RESULTS, ROOT, machine, rewrite
 from convnext_jax.constants import IMAGENET_1K_CLASSES
 from convnext_jax.errors import InputError
@@ -36,6 +37,7 @@ from convnext_jax.models.flops import count_macs
 from convnext_jax.models.spec import ModelSpec
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "timm")
+PLAN_TOLERANCE = 0.05  # Compilers of other days make slightly other code; nothing else varies.
 OPTIMIZER_BYTES = 6 * 4  # AdamW reads and writes a parameter and its two moments, float32.
 
 
@@ -312,10 +314,22 @@ def fallen(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> 
 
 
 def read_others(folder: Path) -> dict[str, dict[str, Any]]:
-    """The results of `benchmarks.cpu_forms` and `benchmarks.input` in a directory, by file name."""
-    forms = {path.name: json.loads(path.read_text()) for path in folder.glob("cpu_forms-*.json")}
+    """The results of all others that are measured again, in a directory, by file name."""
+    paths = [*folder.glob("cpu_forms-*.json"), *folder.glob("creating-*.json")]
+    forms = {path.name: json.loads(path.read_text()) for path in sorted(paths)}
     inputs = {path.name: json.loads(path.read_text()) for path in folder.glob("input-*.json")}
     return forms | {name: with_input_ratios(found) for name, found in inputs.items()}
+
+
+def _plans_changed(folder: Path) -> bool:
+    files = (folder / file.name for file in (tpu_step.FILE, gpu_step.FILE))
+    tpu, gpu = (json.loads(file.read_text()) for file in files)
+    again, changed = plan_again(tpu, gpu), False
+    for name, ratios in plan_ratios(tpu, gpu).items():
+        lines = fallen({"ratios": ratios}, {"ratios": again[name]}, PLAN_TOLERANCE)
+        changed = changed or bool(lines)
+        print("\n".join(f"{name}: {line}" for line in lines or ["as before"]), flush=True)
+    return changed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -324,10 +338,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tolerance", type=float, default=0.2, help="share a ratio may fall by")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--round-seconds", type=float, default=2.0)
+    plans = "compile for TPUs and GPUs again instead, which needs their compilers"
+    parser.add_argument("--plans", action="store_true", help=plans)
     parser.add_argument("--results", type=Path, default=RESULTS, help="directory of the files")
     flags = parser.parse_args(arguments)
     if not 0 <= flags.tolerance < 1:
         parser.error(f"--tolerance (={flags.tolerance}) must be in [0, 1)")
+    if flags.plans:
+        sys.exit(int(_plans_changed(flags.results)))
     device, compared, failed = this_device()["device"], 0, False
     known = read_results(flags.results) | read_detection(flags.results) | read_others(flags.results)
     for name, result in known.items():

@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from benchmarks.check import this_device, warn_if_busy
@@ -111,20 +112,27 @@ def main() -> None:
         prog="python -m benchmarks.creating", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, help="directory of the results; the table stays")
     arguments = parser.parse_args()
     device = this_device()
     warn_if_busy(device["threads"])
     libraries = ("jax", "flax", "numpy", "torch", "timm")
     result = {
-        "hardware": device["hardware"],
+        **device,
         "versions": {name: importlib.metadata.version(name) for name in libraries},
         "rounds": arguments.rounds,
         "limits": LIMITS,
         "models": measure(arguments.rounds),
     }
-    file = RESULTS / f"creating-{device['device']}.json"
+    result["ratios"] = {
+        f"timm's {model}": found["timm"]["create_seconds"] / found["ours"]["create_seconds"]
+        for model, found in result["models"].items()
+        if "timm" in found
+    }
+    file = (arguments.out or RESULTS) / f"creating-{device['device']}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
-    PAGE.write_text(rewrite(PAGE.read_text(), {"creating": table(result)}))
+    if arguments.out is None:
+        PAGE.write_text(rewrite(PAGE.read_text(), {"creating": table(result)}))
     late = {
         model: result["models"][model]["ours"]["create_seconds"]
         for model, limit in LIMITS.items()

@@ -53,17 +53,22 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def compile_step(step: str) -> dict[str, Any]:
+    """What is known of one of `STEPS`; a minute or two."""
+    config, topology, depthwise = STEPS[step]
+    batch = f"--config.data.global_batch={IMAGES}"
+    with mock.patch.dict(os.environ, {"CONVNEXT_JAX_DEPTHWISE": depthwise}):
+        return make_plan(config, topology, options=(batch,))
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--as", default="now", dest="name", help="what to keep the figures under")
     name = parser.parse_args().name
     found = json.loads(FILE.read_text()) if FILE.exists() else {}
-    for step, (config, topology, depthwise) in STEPS.items():
-        batch = f"--config.data.global_batch={IMAGES}"
-        with mock.patch.dict(os.environ, {"CONVNEXT_JAX_DEPTHWISE": depthwise}):
-            plan = make_plan(config, topology, options=(batch,))
-        found.setdefault(name, {})[step] = plan
+    for step in STEPS:
+        found.setdefault(name, {})[step] = compile_step(step)
         FILE.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(rewrite(PAGE.read_text(), {"gpu step": table(found)}))
 

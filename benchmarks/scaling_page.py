@@ -103,9 +103,8 @@ def details_table(plans: Plans) -> str:
     """Of each plan the parts of its bound, what it exchanges, and what one evaluation costs."""
     lines = [
         "| run | slice | FLOP a chip | schedules | memory | products | compiler's estimate |"
-        " all-reduce | other exchange | one evaluation | one save, waited for | written beside |"
-        " compiled in |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        " all-reduce | other exchange | one evaluation | one save, waited for | written beside |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, run, topology, plan in made(plans):
         totals = dict(plan["collectives"])
@@ -118,7 +117,6 @@ def details_table(plans: Plans) -> str:
             + " | ".join(f"{each * 1e3:.1f} ms" for each in seconds)
             + f" | {reduced / 1e6:.0f} MB | {', '.join(others) or 'none'} |"
             f" {whole['evaluation']:.2f} s | {whole['save']:.2f} s | {whole['write']:.1f} s |"
-            f" {plan['compile_seconds']:.0f} s |"
         )
     return "\n".join(lines)
 

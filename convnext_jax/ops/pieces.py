@@ -1,4 +1,4 @@
-"""Functions of pixels, applied to pieces of a map that stay in a processor's caches."""
+"""Functions of pixels, applied to a map piece by piece, in memory that is used again."""
 
 import math
 from collections.abc import Callable
@@ -8,16 +8,17 @@ from jax import Array, lax
 
 # Bytes of a map that no cache holds.
 _LARGE = 2**25
-# Of a piece of it that one does, and that is enough for a product of matrices.
+# Of a piece of it that the allocator keeps, and that is enough for a product of matrices.
 _PIECE = 10**7
 
 
 def in_pieces(function: Callable[..., Array], *maps: Array, width: int) -> Array:
     """Applies a function of pixels to maps; on CPUs, where they are large, piece by piece.
 
-    The widest map inside a block is four times as large as what goes in and comes out. Written
-    as a whole and read again it takes longer than what is computed of it (docs/performance.md has
-    what pieces save). In training, whose backward pass wants what is inside, they gain nothing.
+    The widest map inside a block is four times as large as what goes in and comes out. As a whole
+    it is fresh memory in each call, which the system faults in page by page. Docs/performance.md
+    has what pieces save: nothing where the memory allocator is set to keep it. In training, whose
+    backward pass wants what is inside, they gain nothing.
     Gradients, of saliency maps for instance, compute each piece again instead of keeping its
     inside. A map that may lie on several devices stays whole: any, where there are several,
     unless a mesh of one device is around.

@@ -14,8 +14,7 @@ import pytest
 from flax import nnx
 from random_models import functional, random_images, random_params
 
-from benchmarks import check, models
-from benchmarks.again import with_input_ratios
+from benchmarks import again, check, gpu_step, models, tpu_step
 from benchmarks.nnx_naive import create_naive
 from convnext_jax.errors import InputError
 from convnext_jax.tree import first_difference, flatten_with_names
@@ -245,7 +244,7 @@ def test_check_knows_input_and_forms(monkeypatch, tmp_path, capsys):
     for name, result in {"input": inputs, "cpu_forms": forms}.items():
         (tmp_path / f"{name}-here.json").write_text(json.dumps(result))
     new = {
-        "input": lambda *_: with_input_ratios(inputs),
+        "input": lambda *_: again.with_input_ratios(inputs),
         "cpu_forms": lambda *_: forms | {"ratios": {"in pieces": 0.9}},
     }
     monkeypatch.setattr(check, "OTHERS", new)
@@ -253,6 +252,22 @@ def test_check_knows_input_and_forms(monkeypatch, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "input-here.json: as fast as before" in lines
     assert "cpu_forms-here.json: 0.90 times in pieces, was 1.20 times" in lines
+
+
+def test_check_of_plans_compares_with_what_they_were(monkeypatch, capsys):
+    tpu, gpu = (json.loads(module.FILE.read_text()) for module in (tpu_step, gpu_step))
+    ratios = again.plan_ratios(tpu, gpu)
+    assert all(ratio > 1.15 for found in ratios.values() for ratio in found.values())
+    plan = gpu["now"][again.GPU_STEP]
+    heavier = plan | {"bytes_accessed": 1.1 * plan["bytes_accessed"]}
+    monkeypatch.setattr(gpu_step, "compile_step", lambda _: heavier)
+    monkeypatch.setattr(tpu_step, "compile_case", lambda case, form: tpu[str(case)][form])
+    with pytest.raises(SystemExit) as ending:
+        check.main(["--plans"])
+    assert ending.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tpu_step.json: as before"
+    assert lines[1].startswith("gpu_step.json: 1.09 times T, H200 as it was, by bytes, was 1.20")
 
 
 def test_table_of_committed_results_is_in_the_document():
