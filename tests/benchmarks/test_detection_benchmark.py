@@ -152,7 +152,7 @@ def test_check_finds_a_slower_detector(monkeypatch, tmp_path, capsys):
     for factor, status in ((0.95, 0), (0.7, 1)):
         now = copy.deepcopy(was)
         now["ratios"] = {name: ratio * factor for name, ratio in was["ratios"].items()}
-        monkeypatch.setattr(check, "measure_detection_again", lambda *_, now=now: now)
+        monkeypatch.setattr(check, "OTHERS", {"detection": lambda *_, now=now: now})
         with pytest.raises(SystemExit) as ending:
             check.main(["--results", str(tmp_path)])
         assert ending.value.code == status
