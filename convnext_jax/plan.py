@@ -38,6 +38,7 @@ from convnext_jax.planning.compiling import Job, Variant, analyse, measure, sear
 from convnext_jax.planning.machines import (
     Machine,
     describe_devices,
+    mesh_of,
     parse_machine,
     share_of_memory,
 )
@@ -185,6 +186,8 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, A
     if remat is None and get_variant(config.model.name).norm == "batch_norm":
         remat = False  # what BatchNorm notes cannot be computed twice
     tried = variants(machine, arguments.fsdp, remat)
+    for way in tried:
+        mesh_of(machine, None, way.fsdp)  # refuses what cannot be before any is compiled
     own = Variant(config.mesh.fsdp, config.model.remat)
     tried.sort(key=lambda variant: variant != own)  # what the config asks for is answered first
     result: dict[str, Any] = {

@@ -254,6 +254,23 @@ def test_check_knows_input_and_forms(monkeypatch, tmp_path, capsys):
     assert "cpu_forms-here.json: 0.90 times in pieces, was 1.20 times" in lines
 
 
+def test_check_goes_on_after_what_cannot_be_measured(monkeypatch, tmp_path, capsys):
+    here = {"device": check.this_device()["device"], "ratios": {"timm": 2.0}}
+    for name in ("cpu_forms", "creating"):
+        (tmp_path / f"{name}-here.json").write_text(json.dumps(here))
+    end = [sys.executable, "-c", "raise SystemExit(3)"]
+    new = {
+        "cpu_forms": lambda *_: subprocess.run(end, check=True),
+        "creating": lambda *_: here,
+    }
+    monkeypatch.setattr(check, "OTHERS", new)
+    assert check_with(monkeypatch, tmp_path, None) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "cpu_forms-here.json: could not be measured again: exit status 3",
+        "creating-here.json: as fast as before",
+    ]
+
+
 def test_check_of_plans_compares_with_what_they_were(monkeypatch, capsys):
     tpu, gpu = (json.loads(module.FILE.read_text()) for module in (tpu_step, gpu_step))
     ratios = again.plan_ratios(tpu, gpu)

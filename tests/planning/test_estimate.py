@@ -109,6 +109,14 @@ def compiled(monkeypatch):
     return tried
 
 
+def test_a_layout_that_cannot_be_is_refused_before_any_is_compiled(compiled, capsys):
+    with pytest.raises(SystemExit) as ending:
+        command.main([*CONFIG, "--fsdp", "3"])
+    assert ending.value.code and not compiled
+    (line,) = capsys.readouterr().err.splitlines() or [str(ending.value.code)]
+    assert line.endswith("`--fsdp` (=3) must be positive and divide the number of chips (=16)")
+
+
 def test_the_config_as_it_is_comes_first(compiled, capsys):
     own = ["--config.mesh.fsdp=16", "--config.model.remat=True"]
     command.main([*CONFIG, "--compilations", "2", "--price", "1.2", *own])
