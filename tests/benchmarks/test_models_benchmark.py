@@ -215,11 +215,11 @@ def test_check_finds_what_became_slower(measured, monkeypatch, tmp_path, capsys)
     assert capsys.readouterr().out == f"{name}: as fast as before\n"
     assert check_with(monkeypatch, tmp_path, slower(here, 0.75)) == 1
     was = here["ratios"]["timm"]
-    expected = f"{name}: {0.75 * was:.2f} times timm, was {was:.2f} times\n"
-    assert capsys.readouterr().out == expected
+    line = f"{name}: {0.75 * was:.2f} times timm, was {was:.2f} times"
+    assert capsys.readouterr().out == f"{line}; once more\n{line}\n"
     broken = here | {"ratios": {}, "contestants": {"timm": {"error": "no timm"}}}
     assert check_with(monkeypatch, tmp_path, broken) == 1
-    assert capsys.readouterr().out == f"{name}: timm could not be measured: no timm\n"
+    assert capsys.readouterr().out.endswith(f"\n{name}: timm could not be measured: no timm\n")
 
 
 @pytest.mark.slow  # for `measured`, a minute
@@ -252,6 +252,23 @@ def test_check_knows_input_and_forms(monkeypatch, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "input-here.json: as fast as before" in lines
     assert "cpu_forms-here.json: 0.90 times in pieces, was 1.20 times" in lines
+
+
+def test_check_believes_a_fall_only_when_it_is_seen_twice(monkeypatch, tmp_path, capsys):
+    was = {"device": check.this_device()["device"], "ratios": {"timm": 2.0, "naive": 10.0}}
+    (tmp_path / "creating-here.json").write_text(json.dumps(was))
+    falls = "creating-here.json: 7.00 times naive, was 10.00 times"
+    kept = {"timm": 2.0, "naive": 9.0}
+    for then, status, last in (
+        (kept, 0, "creating-here.json: as fast as before"),
+        (kept | {"naive": 6.0}, 1, falls),  # by the better one
+        ({"timm": 1.0, "naive": 9.0}, 0, "creating-here.json: as fast as before"),
+    ):
+        rounds = iter([was | {"ratios": {"timm": 2.0, "naive": 7.0}}, was | {"ratios": then}])
+        found = {"creating": lambda *_, rounds=rounds: next(rounds)}
+        monkeypatch.setattr(check, "OTHERS", found)
+        assert check_with(monkeypatch, tmp_path, None) == status
+        assert capsys.readouterr().out.splitlines() == [f"{falls}; once more", last]
 
 
 def test_check_goes_on_after_what_cannot_be_measured(monkeypatch, tmp_path, capsys):
