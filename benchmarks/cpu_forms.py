@@ -1,12 +1,11 @@
 """What the forms of operations for CPUs are worth: `python -m benchmarks.cpu_forms`.
 
 Each beside the same program without it, in turns in one process: the depthwise convolution as
-shifted slices (`ops/depthwise_cpu.py`), inference with large maps of
-blocks in pieces (`ops/pieces.py`), with kernels rounded once (`models/spec.py`), and dense 3x3
-convolutions by Winograd's filtering (`ops/winograd.py`). Writes
-`benchmarks/results/cpu_forms-DEVICE.json` and its part of docs/performance.md. All that twice: with
-the memory allocator as it is, and with the settings of docs/performance.md, which take away a part
-of what large temporaries cost.
+shifted slices (`ops/depthwise_cpu.py`), inference with large maps of blocks in pieces
+(`ops/pieces.py`), with kernels rounded once (`models/spec.py`), and dense 3x3 convolutions by
+Winograd's filtering (`ops/winograd.py`). Writes `benchmarks/results/cpu_forms-DEVICE.json` and its
+part of docs/performance.md. All that twice: with the memory allocator as it is, and with the
+settings of docs/performance.md, which take away a part of what large temporaries cost.
 """
 
 import argparse
@@ -51,6 +50,7 @@ DEPTHWISE_FORMS = {
     ),
 }
 
+ROUND_SECONDS = 0.1  # at least
 Run = Callable[[], Any]  # Its result is what to wait for.
 
 
@@ -122,15 +122,22 @@ def _operands(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
 
 
 def in_turns(runs: tuple[Run, Run], rounds: int) -> list[float]:
-    """Median seconds of each."""
+    """Median seconds of each; of short ones many in a row, as single ones scatter by half."""
     times: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds + 1):  # The first warms up.
-        for run, seconds in zip(runs, times, strict=True):
-            began = time.perf_counter()
-            jax.block_until_ready(run())
-            if number:
-                seconds.append(time.perf_counter() - began)
+    for run in runs:
+        jax.block_until_ready(run())  # The first warms up.
+    counts = [math.ceil(ROUND_SECONDS / _seconds(run)) for run in runs]
+    for _ in range(rounds):
+        for run, count, seconds in zip(runs, counts, times, strict=True):
+            seconds.append(_seconds(run, count))
     return [statistics.median(seconds) for seconds in times]
+
+
+def _seconds(run: Run, count: int = 1) -> float:
+    began = time.perf_counter()
+    for _ in range(count):
+        jax.block_until_ready(run())
+    return (time.perf_counter() - began) / count
 
 
 def measure(rounds: int) -> dict[str, list[float]]:

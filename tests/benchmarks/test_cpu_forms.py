@@ -1,6 +1,7 @@
 """The table of forms for CPUs is that of the committed results."""
 
 import json
+import types
 
 import pytest
 
@@ -21,7 +22,15 @@ def test_table_of_committed_results_is_in_the_document():
             assert ratio > 1, name  # or the form would not be used
 
 
-def test_turns_are_timed_without_the_first():
-    calls = []
-    seconds = cpu_forms.in_turns((lambda: calls.append("a"), lambda: calls.append("b")), 3)
-    assert calls == ["a", "b"] * 4 and all(0 <= each < 1 for each in seconds)
+def test_short_runs_are_timed_in_a_row_and_without_the_first(monkeypatch):
+    now, calls = [0.0], []
+    clock = types.SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr(cpu_forms, "time", clock)
+
+    def run(name, seconds):
+        calls.append(name)
+        now[0] += seconds if calls.count(name) > 1 else 9.0  # as if it were slow to start
+
+    runs = (lambda: run("a", 0.06), lambda: run("b", 0.2))
+    assert cpu_forms.in_turns(runs, 3) == pytest.approx([0.06, 0.2])
+    assert "".join(calls) == "ab" + "ab" + "aab" * 3  # started, tried, in turns

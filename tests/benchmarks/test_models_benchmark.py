@@ -255,20 +255,27 @@ def test_check_knows_input_and_forms(monkeypatch, tmp_path, capsys):
 
 
 def test_check_believes_a_fall_only_when_it_is_seen_twice(monkeypatch, tmp_path, capsys):
-    was = {"device": check.this_device()["device"], "ratios": {"timm": 2.0, "naive": 10.0}}
+    was = {"device": check.this_device()["device"], "ratios": {"timm": 2.0, "naive": 4.0}}
     (tmp_path / "creating-here.json").write_text(json.dumps(was))
-    falls = "creating-here.json: 7.00 times naive, was 10.00 times"
-    kept = {"timm": 2.0, "naive": 9.0}
+    falls = "creating-here.json: 3.00 times naive, was 4.00 times"
+    kept = {"timm": 2.0, "naive": 3.8}
     for then, status, last in (
         (kept, 0, "creating-here.json: as fast as before"),
-        (kept | {"naive": 6.0}, 1, falls),  # by the better one
-        ({"timm": 1.0, "naive": 9.0}, 0, "creating-here.json: as fast as before"),
+        (kept | {"naive": 2.0}, 1, falls),  # by the better one
+        ({"timm": 1.0, "naive": 3.8}, 0, "creating-here.json: as fast as before"),
     ):
-        rounds = iter([was | {"ratios": {"timm": 2.0, "naive": 7.0}}, was | {"ratios": then}])
+        rounds = iter([was | {"ratios": {"timm": 2.0, "naive": 3.0}}, was | {"ratios": then}])
         found = {"creating": lambda *_, rounds=rounds: next(rounds)}
         monkeypatch.setattr(check, "OTHERS", found)
         assert check_with(monkeypatch, tmp_path, None) == status
         assert capsys.readouterr().out.splitlines() == [f"{falls}; once more", last]
+
+
+def test_check_lets_far_slower_peers_scatter():
+    ratios = lambda value: {"ratios": {"naive": value}}  # noqa: E731
+    assert not check.fallen(ratios(20.0), ratios(10.1), 0.2)
+    assert check.fallen(ratios(20.0), ratios(9.9), 0.2) == ["9.90 times naive, was 20.00 times"]
+    assert check.fallen(ratios(4.9), ratios(3.9), 0.2) == ["3.90 times naive, was 4.90 times"]
 
 
 def test_check_goes_on_after_what_cannot_be_measured(monkeypatch, tmp_path, capsys):
