@@ -72,7 +72,11 @@ CASES = (
     Case("tiny", "v5e:16x16", 16, forms=2),
     Case("tiny", "v5e:2x2", 128, trains=False, forms=3),
     Case("tiny", "v5e:2x2", 8, trains=False, forms=2),
+    Case("tiny", "v4:2x2x1", 128, trains=False, forms=3),
+    Case("base", "v5e:2x2", 128, trains=False, forms=3),
     Case("xlarge", "v5e:2x2", 128, trains=False, forms=3),
+    Case("tiny", "v4:2x2x1", 128, forms=3),
+    Case("tiny", "v6e:2x2", 128, trains=False, forms=3),
 )
 
 
