@@ -42,8 +42,12 @@ def test_forms_of_a_case(case):
         assert exchanged.keys() <= {"all-reduce"} | partners
         assert exchanged["all-reduce"]["bytes"] < 1.02 * plan["memory"]["parameters"]
     seconds = [plan["compute_seconds"] for plan in plans.values()]
-    # Of XL's inference, whose products are longer than all else, the tanh gains nothing.
-    assert sorted(seconds, reverse=True) == seconds or case.model == "xlarge"
+    # The default, or what follows it, is never much longer than what it replaces: where products take
+    # longest the forms gain little or nothing (B, XL). Of T each gains, but for tanh alone on v6e.
+    assert seconds[-1] < 1.04 * min(seconds)
+    if case.model == "tiny":
+        assert seconds[-1] == min(seconds) < seconds[0]
+        assert sorted(seconds, reverse=True) == seconds or case.topology.startswith("v6e")
 
 
 def test_a_step_of_128_images_is_as_much_faster_as_promised():
