@@ -42,8 +42,8 @@ def test_forms_of_a_case(case):
         assert exchanged.keys() <= {"all-reduce"} | partners
         assert exchanged["all-reduce"]["bytes"] < 1.02 * plan["memory"]["parameters"]
     seconds = [plan["compute_seconds"] for plan in plans.values()]
-    # The default, or what follows it, is never much longer than what it replaces: where products take
-    # longest the forms gain little or nothing (B, XL). Of T each gains, but for tanh alone on v6e.
+    # The default, or what follows it, is never much longer than what it replaces: where products
+    # take longest the forms gain little (B, XL). Of T each gains, but for tanh alone on v6e.
     assert seconds[-1] < 1.04 * min(seconds)
     if case.model == "tiny":
         assert seconds[-1] == min(seconds) < seconds[0]
